@@ -1,0 +1,3 @@
+"""Carries an Enphase Envoy's readings into EmonCMS."""
+
+__version__ = "1.0.0"

@@ -1,0 +1,175 @@
+"""The commands: `envoy2emon stream`, `inverters`, `check` and `demo`. The one room that knows all others.
+
+The law of this file: a command imports what it needs and no more, for imports are what a start costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envoy2emon import __version__, config, log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from envoy2emon.backlog import Backlog
+    from envoy2emon.bursts import Arrival
+    from envoy2emon.dates import Dating
+    from envoy2emon.delivery import Delivery
+    from envoy2emon.readings import InverterReport, MeterReading
+    from envoy2emon.settings import Config
+    from envoy2emon.tokens import Tokens
+
+EX_CONFIG = 78  # sysexits.h; the units do not restart on it
+# A post that is under way at SIGTERM may end in peace for so long; the whole stop stays below 2 s.
+LAST_POST_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Run the command that the arguments name and return the exit status."""
+    arguments = _arguments()
+    log.setup(os.environ)
+    path = config.find(arguments.env_file, os.environ)
+    required = bool(arguments.env_file or os.environ.get("ENVOY2EMON_ENV_FILE"))
+    try:
+        settings, warnings = config.load(path, os.environ, required=required)
+    except config.ConfigError as error:
+        for problem in error.problems:
+            _log.error(problem)
+        return EX_CONFIG
+    log.setup(os.environ, settings.log_level, settings.log_file, settings.secrets())
+    for warning in warnings:
+        _log.warning(warning)
+    return (_stream if arguments.command == "stream" else _inverters)(settings)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="envoy2emon", description="Carries an Enphase Envoy's readings into EmonCMS.")
+    parser.add_argument("--version", action="version", version=f"envoy2emon {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {
+        "stream": "run the daemon that follows the meters, in the foreground",
+        "inverters": "run the daemon that polls the microinverters, in the foreground",
+    }.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--env-file", type=Path, metavar="PATH", help="the settings (default: ./.env)")
+    return parser.parse_args()
+
+
+def _stream(settings: Config) -> int:
+    from envoy2emon.dates import ByAge
+    from envoy2emon.envoy import Envoy
+    from envoy2emon.inputs import Selection
+    from envoy2emon.outage import REFUSED_WAIT_S, default_jitter
+    from envoy2emon.service import Service, boot_id
+    from envoy2emon.stream import Reader, Stream
+
+    service: Service[Arrival] = Service()
+    tokens = _tokens(settings)
+    envoy = Envoy(settings, tokens)
+    _say_start("the meters", settings, settings.emoncms_node)
+    backlog, delivery = _delivery(settings, "stream", ByAge(), boot_id(os.environ))
+    selection = Selection(
+        settings.stream_sections,
+        settings.stream_phases,
+        settings.stream_keys,
+        settings.stream_min_production_w,
+        settings.stream_net == "calculated",
+    )
+    silence = float(settings.stream_timeout_s)
+    stream = Stream(settings.emoncms_node, selection, backlog, _live(settings), time.monotonic)
+    reader = Reader(envoy, service.inbox, settings.stream_source, silence, time.monotonic, default_jitter)
+    service.start("reader", reader.run, patience=silence + REFUSED_WAIT_S)
+    service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
+    status = service.run(stream.take, lambda: stream.status(reader, delivery) + _expiry(tokens))
+    return _stop(backlog, delivery, status)
+
+
+def _inverters(settings: Config) -> int:
+    from envoy2emon.dates import ByDate
+    from envoy2emon.envoy import Envoy
+    from envoy2emon.inverters import Inverters, Poller
+    from envoy2emon.outage import REFUSED_WAIT_S, default_jitter
+    from envoy2emon.service import Service
+
+    service: Service[list[InverterReport]] = Service()
+    tokens = _tokens(settings)
+    envoy = Envoy(settings, tokens, inverters=True)
+    _say_start("the inverters", settings, settings.emoncms_inverters_node)
+    backlog, delivery = _delivery(settings, "inverters", ByDate(), None)
+    inverters = Inverters(settings.emoncms_inverters_node, backlog)
+    interval = float(settings.inverters_interval_s)
+    poller = Poller(envoy, service.inbox, interval, time.monotonic, default_jitter)
+    service.start("poller", poller.run, patience=interval + REFUSED_WAIT_S)
+    service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
+    status = service.run(inverters.take, lambda: inverters.status(poller, delivery) + _expiry(tokens))
+    return _stop(backlog, delivery, status)
+
+
+def _say_start(what: str, settings: Config, node: str) -> None:
+    _log.info(
+        "envoy2emon %s: reads %s of the Envoy at %s, posts to %s as node %s",
+        __version__,
+        what,
+        settings.envoy_host,
+        settings.emoncms_url,
+        node,
+    )
+
+
+def _tokens(settings: Config) -> Tokens:
+    from envoy2emon.service import state_directory
+    from envoy2emon.tokens import Tokens
+
+    return Tokens(settings, state_directory(os.environ))
+
+
+def _expiry(tokens: Tokens) -> str:
+    return f"; token until {tokens.current.expiry}" if tokens.current else ""
+
+
+def _delivery(settings: Config, name: str, dating: Dating, boot: str | None) -> tuple[Backlog, Delivery]:
+    """Build the way to EmonCMS, with what an earlier run left in the spool."""
+    from envoy2emon.backlog import Backlog
+    from envoy2emon.delivery import Delivery
+    from envoy2emon.emoncms import EmonCMS
+    from envoy2emon.outage import default_jitter
+    from envoy2emon.service import state_directory
+    from envoy2emon.spool import Spool
+
+    state = state_directory(os.environ)
+    spool = Spool(state and state / f"{name}.sqlite", boot, lambda: time.time() - time.monotonic())
+    backlog = Backlog(round(float(settings.backlog_hours) * 3600), spool, time.monotonic)
+    if len(backlog):
+        _log.info("%d rows of an earlier run wait to be delivered", len(backlog))
+    emoncms = EmonCMS(settings.emoncms_url, settings.emoncms_apikey)
+    return backlog, Delivery(backlog, emoncms, dating, time.monotonic, default_jitter)
+
+
+def _live(settings: Config) -> Callable[[MeterReading], None] | None:
+    if not settings.live_listen:
+        return None
+    from envoy2emon.live import Live
+
+    live = Live(settings.live_listen)
+    live.start()
+    return live.show
+
+
+def _stop(backlog: Backlog, delivery: Delivery, status: int) -> int:
+    """Save what waits, a post under way included, and return the exit status."""
+    delivery.idle.wait(LAST_POST_S)
+    backlog.save(now=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Rows that EmonCMS has not acknowledged, oldest first: in memory, during an outage in the spool too; bounded.
+
+The law of this file: a row leaves only when it was acknowledged, was rejected, or is the oldest of too many. While
+EmonCMS answers, rows leave before they are old enough to be saved, and nothing is written to disk.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from envoy2emon.dates import Flight
+from envoy2emon.inputs import Row
+from envoy2emon.spool import Group, Progress, Spool
+
+# A kill or a power cut may cost 60 s of readings: half of it, and 5 s between two looks, leave room for a slow disk.
+SAVE_AFTER_S = 30.0
+# Loose rows take 5 kB each, packed ones 0.15 kB.
+MOST_LOOSE = 300
+
+# A delivery thread with nothing to do shows that it is alive.
+IDLE_S = 60.0
+LOSSES_SAID_EVERY_S = 3600.0
+
+_log = logging.getLogger(__name__)
+
+
+class Backlog:
+    """The rows of one daemon, shared by its main thread, which appends and saves, and its delivery thread.
+
+    Rows are known by sequence numbers; `limit` rows are kept. `lost` counts the rows that went beyond it.
+    """
+
+    def __init__(self, limit: int, spool: Spool, clock: Callable[[], float]) -> None:
+        self.lost = 0
+        self._lost_said = (0, float("-inf"))  # how many, when
+        self._limit = limit
+        self._spool = spool
+        self._clock = clock
+        self._changed = threading.Condition()
+        groups, progress = spool.load(clock())
+        self._groups = deque(groups)
+        end = groups[-1].first + groups[-1].count if groups else progress.delivered
+        self._delivered = max(progress.delivered, groups[0].first) if groups else end
+        self._flight = progress.flight if progress.flight and progress.flight.end > self._delivered else None
+        self._loose: deque[tuple[float, Row]] = deque()  # (when it was appended, the row)
+        self._loose_first = end
+        self._saved = end
+
+    def __len__(self) -> int:
+        """Count the rows that wait."""
+        return self._end - self._delivered
+
+    @property
+    def _end(self) -> int:
+        return self._loose_first + len(self._loose)
+
+    @property
+    def flight(self) -> Flight | None:
+        """The post that is under way, or whose fate is unclear."""
+        return self._flight
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add new rows, in order; beyond the limit the oldest go."""
+        now = self._clock()
+        with self._changed:
+            self._loose.extend([(now, row) for row in rows])
+            if (excess := len(self) - self._limit) > 0:
+                self.lost += excess
+                self._forget(self._delivered + excess)
+            if len(self._loose) > MOST_LOOSE:
+                self._pack()
+            self._changed.notify()
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait so long; None: until there is a row, or for IDLE_S."""
+        with self._changed:
+            if seconds is None:
+                self._changed.wait_for(lambda: len(self), IDLE_S)
+            elif seconds > 0:
+                self._changed.wait_for(lambda: False, seconds)
+
+    def oldest(self, most: int) -> tuple[int, list[Row]]:
+        """Return the number of the oldest row, and up to `most` rows from it on."""
+        with self._changed:
+            rows: list[Row] = []
+            for group in self._groups:
+                rows += group.rows()[max(0, self._delivered - group.first) :]
+                if len(rows) >= most:
+                    return self._delivered, rows[:most]
+            rows += [row for _, row in list(self._loose)[: most - len(rows)]]
+            return self._delivered, rows
+
+    def sent(self, flight: Flight | None) -> None:
+        """Note that rows are under way, before they are; None: they did not arrive for certain."""
+        with self._changed:
+            self._flight = flight
+            if self._spool.holds_rows:
+                self._spool.save([], Progress(self._delivered, flight))
+
+    def done(self, end: int) -> None:
+        """Forget the rows before number `end`: EmonCMS has them, or will not have them."""
+        with self._changed:
+            self._flight = None
+            self._forget(end)
+            if self._delivered >= self._saved:
+                self._spool.clear()
+
+    def say_losses(self) -> None:
+        """Log the rows that went beyond the limit: the first at once, then once an hour."""
+        said, at = self._lost_said
+        if self.lost > said and self._clock() - at >= LOSSES_SAID_EVERY_S:
+            _log.warning("the backlog is full: the oldest %d rows are lost (BACKLOG_HOURS)", self.lost - said)
+            self._lost_said = (self.lost, self._clock())
+
+    def save(self, *, now: bool = False) -> None:
+        """Write to disk what has waited for SAVE_AFTER_S, or all that waits if `now`."""
+        with self._changed:
+            packed = self._groups[-1].first + self._groups[-1].count if self._groups else self._saved
+            old = self._loose and self._clock() - self._loose[0][0] >= SAVE_AFTER_S
+            if not len(self) or not (now or old or packed > self._saved):
+                return
+            self._pack()
+            new = [group for group in self._groups if group.first >= self._saved]
+            if self._spool.save(new, Progress(self._delivered, self._flight)):
+                self._saved = self._end
+
+    def _pack(self) -> None:
+        if self._loose:
+            self._groups.append(Group.pack(self._loose_first, [row for _, row in self._loose]))
+            self._loose_first += len(self._loose)
+            self._loose.clear()
+
+    def _forget(self, end: int) -> None:
+        self._delivered = max(self._delivered, end)
+        while self._groups and self._groups[0].first + self._groups[0].count <= self._delivered:
+            self._groups.popleft()
+        while self._loose and self._loose_first < self._delivered:
+            self._loose.popleft()
+            self._loose_first += 1

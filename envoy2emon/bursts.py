@@ -1,0 +1,60 @@
+"""Arrivals -> dated readings: events that a gateway held back and sends at once are dated as they were measured.
+
+The law of this file: no reading is dated before the one in front of it, and one that comes alone is not delayed.
+"""
+
+from dataclasses import dataclass, replace
+
+from envoy2emon.readings import MeterReading
+
+# Events come about once a second. After more silence than this, others may follow on the heels of the first.
+SILENCE_S = 1.5
+# D8.3.6086 sends up to 8 events within 30 ms.
+HEEL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What came at once, at this monotonic time; nothing, when a connection has just been opened."""
+
+    at: float
+    readings: tuple[MeterReading, ...] = ()
+
+
+class Bursts:
+    """Dates readings that came at once, since the gateway had held them back (22 on D7.0.88): one second apart.
+
+    Not further back than the reading before, though: then the time since is divided evenly.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[MeterReading] = []
+        self._arrived = float("-inf")
+        self._dated = float("-inf")
+
+    def take(self, arrival: Arrival) -> list[MeterReading]:
+        """Return the readings that are dated now; others may have to wait for what follows on their heels."""
+        silent = arrival.at - self._arrived > SILENCE_S
+        self._arrived = arrival.at
+        if not arrival.readings:
+            self._arrived = float("-inf")  # what comes first after opening may have been held back
+        elif self._held or silent or len(arrival.readings) > 1:
+            self._held += arrival.readings
+        else:
+            self._dated = arrival.at
+            return list(arrival.readings)
+        return []
+
+    def wait(self, now: float) -> float | None:
+        """Return the seconds until release() has something to give; None if nothing is held."""
+        return max(0.0, self._arrived + HEEL_S - now) if self._held else None
+
+    def release(self, now: float) -> list[MeterReading]:
+        """Return the held readings with their dates if nothing more has followed."""
+        if not self._held or now < self._arrived + HEEL_S:
+            return []
+        held, self._held = self._held, []
+        last = held[-1].at
+        step = min(1.0, (last - self._dated) / len(held))
+        self._dated = last
+        return [replace(reading, at=last - step * back) for back, reading in enumerate(held[::-1])][::-1]

@@ -1,0 +1,99 @@
+"""The owner's `.env` and the environment -> one frozen Config, or every problem at once.
+
+The law of this file: a Config that exists is valid, and whoever reads a problem knows what to write where.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dotenv.parser import parse_stream
+
+from envoy2emon.settings import Config, NotValid
+
+# The units hand this file over as a credential: its owner knows it by this name.
+INSTALLED_ENV_FILE = Path("/etc/envoy2emon/.env")
+PREFIXES = ("ENVOY_", "ENPHASE_", "STREAM_", "INVERTERS_", "EMONCMS_", "BACKLOG_", "LIVE_", "LOG_")
+
+
+class ConfigError(Exception):
+    """The settings do not do: `problems` are whole sentences, one a setting."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def find(option: Path | None, environ: Mapping[str, str]) -> Path:
+    """Name the file to read: the option, else $ENVOY2EMON_ENV_FILE, else ./.env."""
+    return option or Path(environ.get("ENVOY2EMON_ENV_FILE") or ".env")
+
+
+def display(path: Path, environ: Mapping[str, str]) -> Path:
+    """Name the file as its owner knows it: a systemd credential is a copy of the installed file."""
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    return INSTALLED_ENV_FILE if credentials and path.is_relative_to(credentials) else path
+
+
+def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Config, list[str]]:
+    """Read `path` and `environ`, which wins, into the Config and warnings for the log.
+
+    required: `path` was asked for by name, so it has to exist. Raises ConfigError with every problem.
+    """
+    shown = display(path, environ)
+    texts, problems, warnings = _read(path, shown, required=required)
+    by_name = {setting.name.upper(): setting for setting in fields(Config)}
+    in_environment = {name for name in environ if name.startswith(PREFIXES)}
+    for name in sorted(texts.keys() | in_environment):
+        near = difflib.get_close_matches(name, by_name, 1, 0.8)
+        if name not in by_name and (near or name.startswith(PREFIXES)):
+            hint = difflib.get_close_matches(name, by_name, 1, 0)[0]
+            warnings.append(f"{name} is no setting of envoy2emon and is not used: is {hint} meant?")
+    values: dict[str, Any] = {}
+    for name, setting in by_name.items():
+        text = environ.get(name, "").strip() or texts.get(name) or setting.metadata["default"]
+        try:
+            values[setting.name] = None if text is None else setting.metadata["read"](text)
+        except NotValid as error:
+            secret = "Secret" in str(setting.type)
+            problems.append(f"{name} is {'not valid' if secret else repr(text)}: expected is {error}")
+    if values.get("emoncms_apikey", ...) is None:
+        where = "in your EmonCMS under Setup, My Account"
+        problems.append(f"EMONCMS_APIKEY is not set: expected is the write key, found {where}; put it into {shown}")
+    if (values.get("enphase_email", ...) is None) != (values.get("enphase_password", ...) is None):
+        problems.append("ENPHASE_EMAIL and ENPHASE_PASSWORD go together: only one of them is set")
+    if problems:
+        raise ConfigError(problems)
+    return Config(**values), warnings
+
+
+def _read(path: Path, shown: Path, *, required: bool) -> tuple[dict[str, str], list[str], list[str]]:
+    """Return the file's names and texts, its problems and warnings."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    texts: dict[str, str] = {}
+    copy = "copy .env.example there and edit it"
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            # python-dotenv's own front door logs a line that it cannot read and goes on without it.
+            bindings = list(parse_stream(file))
+        if path.stat().st_mode & 0o004:
+            warnings.append(f"{shown} holds passwords and everyone can read it: chmod 600 {shown}")
+        for binding in bindings:
+            name, text = binding.key, (binding.value or "").strip()
+            if binding.error or (name and binding.value is None):
+                problems.append(f"{shown}, line {binding.original.line}: expected is NAME=value")
+            elif name and texts.setdefault(name, text) != text:
+                warnings.append(f"{name} stands in {shown} more than once: the last one counts")
+                texts[name] = text
+        if not texts and not problems:
+            problems.append(f"{shown} is missing or holds no setting: {copy}")
+    except FileNotFoundError:
+        if required:
+            problems.append(f"{shown} does not exist: {copy}")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        problems.append(f"{shown} cannot be read: {reason}; use sudo, or --env-file PATH for another file")
+    return texts, problems, warnings

@@ -1,0 +1,118 @@
+"""Daemon 2: the microinverters' reports, polled, to EmonCMS.
+
+The law of this file: each report goes to EmonCMS once, and at start each current one once more; the gateway is never
+polled more often than the owner says, and less while it is slow or fails.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from envoy2emon.backlog import Backlog
+from envoy2emon.connection import Refused, StreamLost
+from envoy2emon.delivery import Delivery
+from envoy2emon.envoy import Envoy
+from envoy2emon.inputs import inverter_row
+from envoy2emon.outage import Outage, duration
+from envoy2emon.readings import BadReading, InverterReport, parse_inverters
+
+MOST_WAIT_S = 300.0
+# Units that were taken off the roof keep their last report for years, watts and all (HA 103871).
+DEAD_AFTER_S = 7 * 86400
+
+_log = logging.getLogger(__name__)
+
+
+class Poller:
+    """The reader thread: polls the gateway for ever and puts the reports of each good answer into the inbox."""
+
+    def __init__(
+        self,
+        envoy: Envoy,
+        inbox: queue.SimpleQueue[list[InverterReport] | None],
+        interval: float,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self.outage = Outage("Envoy", MOST_WAIT_S, clock, jitter)
+        self._envoy = envoy
+        self._inbox = inbox
+        self._interval = interval
+        self._clock = clock
+        self._pause = threading.Event()
+        self._skipped: set[str] = set()
+
+    def run(self, turned: Callable[[], None]) -> None:
+        """Poll from start to start; an answer that is bad or late doubles the time to the next."""
+        period = self._interval
+        while True:
+            turned()
+            started = self._clock()
+            good = False
+            least = 0.0
+            try:
+                reports, skipped = parse_inverters(self._envoy.inverters())
+                self._inbox.put(reports)
+                self.outage.ends()
+                self._say_skipped(skipped)
+                good = True
+            except (StreamLost, BadReading) as trouble:
+                bad = isinstance(trouble, BadReading)
+                self.outage.fails(f"the inverters' answer is {trouble}" if bad else str(trouble))
+            except Refused as trouble:
+                least = self.outage.fails(str(trouble), refused=True)
+            took = self._clock() - started
+            fine = good and took <= self._interval / 2
+            period = self._interval if fine else min(max(MOST_WAIT_S, self._interval), period * 2)
+            self._pause.wait(max(period - took, least))
+
+    def _say_skipped(self, skipped: list[str]) -> None:
+        if news := sorted(set(skipped) - self._skipped):
+            _log.warning("Envoy: skips without serial number, date or watts: %s", ", ".join(news))
+            self._skipped.update(news)
+
+
+class Inverters:
+    """The main thread's part: appends a row for each report that is news, says how it stands."""
+
+    def __init__(self, node: str, backlog: Backlog, wall: Callable[[], float] = time.time) -> None:
+        self._node = node
+        self._backlog = backlog
+        self._wall = wall
+        self._dead: set[str] = set()
+        self._reports: list[InverterReport] = []
+        # What an earlier run left in the backlog is on its way; all else is news.
+        _, waiting = backlog.oldest(len(backlog))
+        self._taken = {next(iter(row.inputs)).partition("_")[0]: int(row.at) for row in waiting}
+
+    def take(self, reports: list[InverterReport] | None) -> None:
+        """Take the reports of one poll, or None when time has passed."""
+        if reports is None:
+            self._backlog.save()
+            self._backlog.say_losses()
+            return
+        oldest = self._wall() - DEAD_AFTER_S
+        self._reports = [report for report in reports if report.reported_at >= oldest]
+        dead = {report.serial: report for report in reports if report.reported_at < oldest}
+        for serial in sorted(dead.keys() - self._dead):
+            age = duration(self._wall() - dead[serial].reported_at)
+            _log.info("inverter %s last reported %s ago: it is taken for dead and not posted", serial, age)
+        self._dead = set(dead)
+        news = [report for report in self._reports if self._taken.get(report.serial) != report.reported_at]
+        self._taken |= {report.serial: report.reported_at for report in news}
+        if news:
+            self._backlog.append([inverter_row(report, self._node) for report in news])
+
+    def status(self, poller: Poller, delivery: Delivery) -> str:
+        """Say how it stands, in words for STATUS=."""
+        text = "no report yet"
+        if self._reports:
+            newest = max(report.reported_at for report in self._reports)
+            watts = sum(report.watts for report in self._reports)
+            text = f"{len(self._reports)} inverters, {watts:.0f} W; newest report {duration(self._wall() - newest)} ago"
+        text += f"; {delivery.status()}"
+        if poller.outage.reason:
+            text += f"; Envoy for {duration(poller.outage.seconds)}: {poller.outage.reason}"
+        return text

@@ -1,0 +1,70 @@
+"""HTTP for the live page: a request's head in, its answer out.
+
+The law of this file: it reads two paths and writes none, and nothing in a request but method and path has any effect.
+Each answer ends its connection. Source: RFC 9112; Content Security Policy, levels 1 to 3.
+"""
+
+import base64
+import hashlib
+import re
+import socket
+
+MAX_VIEWERS = 32
+TEXT = "text/plain; charset=utf-8"
+
+_REQUEST = re.compile(rb"([^\s]+) ([^\s?]+)[^\s]* HTTP/1\.[01]\r\n")
+_ONLY_READ = b"This page can only be read.\n"
+_NOT_HERE = b"There are / and /events here, nothing else.\n"
+_FULL = b"%d viewers are watching, and that is the most: close one, then try again.\n" % MAX_VIEWERS
+_NOTHING = "Content-Security-Policy: default-src 'none'; base-uri 'none'; form-action 'none'"
+# Browsers that know hashes ignore 'unsafe-inline' beside one (CSP 2); Safari of iOS 7 to 9 has CSP 1, without hashes.
+_INLINE = "; connect-src 'self'; style-src 'unsafe-inline' 'sha256-{}'; script-src 'unsafe-inline' 'sha256-{}'"
+_INLINE_TEXT = re.compile(rb"<(?:style|script)>(.*?)</(?:style|script)>", re.DOTALL)
+
+# Bytes that wait for one viewer, in the kernel and again in this process: a full history is 18 kB and a reading 70
+# bytes, so whoever has more to come is many minutes behind.
+MAX_UNSENT = 64 * 1024
+# Milliseconds after which the kernel drops a viewer that acknowledges nothing (tcp(7)); its own limit is 15 minutes.
+DEAD_MS = 60_000
+
+
+def answer(request: bytes, page: bytes, viewers: int) -> tuple[bytes, bool]:
+    """Return what to send for a request's head, and whether events are to follow; page is the HTML of `/`."""
+    found = _REQUEST.match(request)
+    method, path = found.groups() if found else (b"GET", b"")
+    if not path:
+        reply = _reply("400 Bad Request", TEXT, _NOT_HERE)
+    elif method not in (b"GET", b"HEAD"):
+        reply = _reply("405 Method Not Allowed", TEXT, _ONLY_READ, "Allow: GET, HEAD")
+    elif path not in (b"/", b"/events"):
+        reply = _reply("404 Not Found", TEXT, _NOT_HERE)
+    elif viewers >= MAX_VIEWERS:
+        reply = _reply("503 Service Unavailable", TEXT, _FULL, "Retry-After: 30")
+    elif path == b"/":
+        reply = _reply("200 OK", "text/html; charset=utf-8", page)
+    else:
+        reply = _reply("200 OK", "text/event-stream", None, "Access-Control-Allow-Origin: *")
+        return reply, method == b"GET"
+    return (reply[: reply.index(b"\r\n\r\n") + 4] if method == b"HEAD" else reply), False
+
+
+def listener(listen: str) -> socket.socket:
+    """Listen on HOST:PORT or [ADDRESS]:PORT; `[::]` takes IPv4 as well. Raises OSError."""
+    host, _, port = listen.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    sock = socket.create_server(address, family=family, dualstack_ipv6=address[0] == "::")
+    # Linux hands both options on to the connections that it accepts.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNSENT)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_MS)
+    return sock
+
+
+def _reply(status: str, content_type: str, body: bytes | None, *headers: str) -> bytes:
+    policy = _NOTHING
+    if inline := _INLINE_TEXT.findall(body or b""):
+        policy += _INLINE.format(*(base64.b64encode(hashlib.sha256(text).digest()).decode() for text in inline))
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", "Cache-Control: no-store", "Connection: close"]
+    lines += ["Referrer-Policy: no-referrer", "X-Content-Type-Options: nosniff", policy, *headers]
+    lines += [] if body is None else [f"Content-Length: {len(body)}"]
+    return "\r\n".join((*lines, "", "")).encode() + (body or b"")

@@ -1,0 +1,160 @@
+"""Event text -> MeterReading, inverter list -> InverterReport.
+
+The law of this file: what the Envoy sent comes out unchanged, what it did not send does not come out at all. Numbers
+are Decimals, so that they leave this program in the digits in which they came. Values that are no finite number are
+left out, the others of the same event are kept. Nothing is judged by its size: |p| > s, a negative s and a wrong f
+are all on record (vincentwolsink's integration).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+SECTIONS = ("production", "net-consumption", "total-consumption")
+PHASES = ("ph-a", "ph-b", "ph-c")
+
+# p: real power W, q: reactive power var, s: apparent power VA, v: V rms, i: A rms, pf: power factor, f: Hz.
+# The right-hand names are those of /ivp/meters/reports/, the source of the stream's data (Matthew1471/Enphase-API).
+REPORT_NAMES = {
+    "p": "actPower",
+    "q": "reactPwr",
+    "s": "apprntPwr",
+    "v": "rmsVoltage",
+    "i": "rmsCurrent",
+    "pf": "pwrFactor",
+    "f": "freqHz",
+}
+
+
+class BadReading(Exception):
+    """The Envoy's answer is not what this endpoint sends; the text says what it is instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeterReading:
+    """One moment of all meters: `at` in seconds on the monotonic clock, sections[section][phase][quantity].
+
+    p is positive while producing (production), consuming (total-consumption) or importing (net-consumption).
+    """
+
+    at: float
+    sections: Mapping[str, Mapping[str, Mapping[str, Decimal]]]
+
+
+@dataclass(frozen=True, slots=True)
+class InverterReport:
+    """A microinverter's last report: `reported_at` in epoch seconds by the Envoy's clock, watts now and at most."""
+
+    serial: str
+    reported_at: int
+    watts: Decimal
+    max_watts: Decimal | None
+
+
+def parse_event(text: str, at: float) -> MeterReading:
+    """Read one event of /stream/meter. Raises BadReading if there is no section in it that we know."""
+    return MeterReading(at, _known_sections(_object(_load(text))))
+
+
+def parse_reports(text: str, at: float) -> tuple[int, MeterReading]:
+    """Read an answer of /ivp/meters/reports/ into createdAt (epoch seconds) and the reading the stream would give.
+
+    Only `lines` is used, one entry a phase in order: `cumulative` sums voltages over phases. Raises BadReading.
+    """
+    sections: dict[str, Any] = {}
+    created = 0
+    for report in _list(_load(text)):
+        if isinstance(report, dict) and isinstance(lines := report.get("lines"), list):
+            phases = zip(PHASES, lines, strict=False)
+            sections[str(report.get("reportType"))] = {
+                phase: {key: line.get(name) for key, name in REPORT_NAMES.items()}
+                for phase, line in phases
+                if isinstance(line, dict)
+            }
+            created = max(created, _whole(report.get("createdAt")) or 0)
+    if not created:
+        raise BadReading("reports without createdAt")
+    return created, MeterReading(at, _known_sections(sections))
+
+
+def parse_inverters(text: str) -> tuple[list[InverterReport], list[str]]:
+    """Read an answer of /api/v1/production/inverters into its reports and, in words, the entries that are none.
+
+    An entry needs a serial number, a date other than 0 and watts; devType is missing up to M4.2.33 and not needed.
+    Raises BadReading for anything but a list with entries.
+    """
+    entries = _list(_load(text))
+    if not entries:
+        raise BadReading("an empty list")
+    reports, skipped = [], []
+    for number, entry in enumerate(entries, 1):
+        report = _inverter(entry) if isinstance(entry, dict) else None
+        if report:
+            reports.append(report)
+        else:
+            serial = entry.get("serialNumber") if isinstance(entry, dict) else None
+            skipped.append(f"inverter {serial}" if isinstance(serial, str) and serial else f"entry {number}")
+    return reports, skipped
+
+
+def _inverter(entry: dict[str, Any]) -> InverterReport | None:
+    serial, date = entry.get("serialNumber"), _whole(entry.get("lastReportDate"))
+    watts = _number(entry.get("lastReportWatts"))
+    if not (isinstance(serial, str) and serial.isalnum() and serial.isascii() and date and watts is not None):
+        return None
+    return InverterReport(serial, date, watts, _number(entry.get("maxReportWatts")))
+
+
+def _known_sections(answer: dict[str, Any]) -> dict[str, dict[str, dict[str, Decimal]]]:
+    sections = {}
+    for section in SECTIONS:
+        phases = answer.get(section)
+        if isinstance(phases, dict):
+            sections[section] = {
+                phase: {key: number for key in REPORT_NAMES if (number := _number(phases[phase].get(key))) is not None}
+                for phase in PHASES
+                if isinstance(phases.get(phase), dict)
+            }
+    if not sections:
+        raise BadReading(f"no section {', '.join(SECTIONS)}")
+    return sections
+
+
+def _load(text: str) -> Any:  # noqa: ANN401 - whatever a gateway answers
+    try:
+        return json.loads(text, parse_float=_literal, parse_int=_literal, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        kind = "an HTML page" if text.lstrip()[:1] == "<" else "an empty answer" if not text.strip() else "not JSON"
+        raise BadReading(f"{kind}: {text.strip()[:60]!r}") from error
+
+
+def _literal(digits: str) -> Decimal | None:
+    try:
+        return Decimal(digits)
+    except InvalidOperation:  # an exponent of twenty digits
+        return None
+
+
+def _object(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(value, dict):
+        raise BadReading(f"a JSON {type(value).__name__} in place of an object")
+    return value
+
+
+def _list(value: Any) -> list[Any]:  # noqa: ANN401
+    if not isinstance(value, list):
+        raise BadReading(f"a JSON {type(value).__name__} in place of a list")
+    return value
+
+
+def _number(value: Any) -> Decimal | None:  # noqa: ANN401
+    # EmonCMS turns text and null into 0, and an infinity (1e999 is one to PHP) spoils a feed for good.
+    return value if isinstance(value, Decimal) and math.isfinite(float(value)) else None
+
+
+def _whole(value: Any) -> int | None:  # noqa: ANN401
+    number = _number(value)
+    return int(number) if number is not None and 0 < number < 2**33 else None

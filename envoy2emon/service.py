@@ -1,0 +1,121 @@
+"""How a process lives under systemd: stop, READY, WATCHDOG, STATUS.
+
+The law of this file: the main thread never waits for a neighbour. It waits for its inbox alone, in which SIGTERM is
+one more item, and it pings the watchdog only while every worker's loop turns. Sources: sd_notify(3), sd_watchdog(3).
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+# Two looks at the backlog and two STATUS= lines are this far apart, two watchdog pings at most.
+TICK_S = 5.0
+# No step of a worker takes longer than a name look-up (30 s), a connection (10 s) and an answer (60 s) together, but
+# for silence that the owner allows.
+TURN_WITHIN_S = 300.0
+
+_log = logging.getLogger(__name__)
+
+
+def state_directory(environ: Mapping[str, str]) -> Path | None:
+    """Name the directory for the backlog and the token; None if there is no home to put it in."""
+    if named := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(named)
+    if (xdg := environ.get("XDG_STATE_HOME", "")).startswith("/"):
+        return Path(xdg) / "envoy2emon"
+    home = environ.get("HOME")
+    return Path(home) / ".local/state/envoy2emon" if home else None
+
+
+def boot_id(environ: Mapping[str, str]) -> str:
+    """Name this boot of the machine: the unit passes it on, since ProcSubset=pid hides /proc/sys."""
+    try:
+        return environ.get("ENVOY2EMON_BOOT_ID") or Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return str(uuid.uuid4())
+
+
+class Service(Generic[T]):
+    """A daemon's main thread and its workers. Items for the main thread go into `inbox`, from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.inbox: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._clock = clock
+        self._turned: dict[str, tuple[float, float]] = {}
+        self._died = False
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._tick = min(TICK_S, int(os.environ.get("WATCHDOG_USEC", "0") or "0") / 3e6 or TICK_S)
+
+    def start(self, name: str, loop: Callable[[Callable[[], None]], None], *, patience: float = 0.0) -> None:
+        """Start a worker. It calls its argument once a turn, every TURN_WITHIN_S + patience seconds at the latest.
+
+        A worker that raises ends the process, with its traceback.
+        """
+
+        def turned() -> None:
+            self._turned[name] = (self._clock(), patience)
+
+        def work() -> None:
+            try:
+                loop(turned)
+            except BaseException:  # noqa: BLE001 - whatever it is, it is logged whole
+                _log.critical("the %s thread died", name, exc_info=True)
+                self._died = True
+                self.inbox.put(None)
+
+        turned()
+        threading.Thread(target=work, name=name, daemon=True).start()
+
+    def run(self, take: Callable[[T | None], float | None], status: Callable[[], str]) -> int:
+        """Serve until SIGTERM or SIGINT and return 0, or until a worker dies and return 1.
+
+        take: called with each item, and with None after the seconds that it asked for last, and once a tick.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.inbox.put(None))  # SimpleQueue.put is reentrant
+        self._notify("READY=1")
+        next_tick, wanted = self._clock(), None
+        while True:
+            now = self._clock()
+            if now >= next_tick:
+                wanted = take(None)
+                self._report(status())
+                next_tick = now + self._tick
+            wait = next_tick - now if wanted is None else min(next_tick - now, wanted)
+            try:
+                item = self.inbox.get(timeout=max(0.0, wait))
+            except queue.Empty:
+                wanted = take(None) if wanted is not None else None
+                continue
+            if item is None:
+                break
+            wanted = take(item)
+        self._notify("STOPPING=1")
+        return 1 if self._died else 0
+
+    def _report(self, status: str) -> None:
+        now = self._clock()
+        stuck = [name for name, (at, patience) in self._turned.items() if now - at > TURN_WITHIN_S + patience]
+        if stuck:
+            _log.error("the %s thread is stuck: systemd will restart the daemon", " and ".join(stuck))
+        self._notify(f"STATUS={status}" + ("" if stuck else "\nWATCHDOG=1"))
+
+    def _notify(self, text: str) -> None:
+        if self._address:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+                notify.settimeout(0)
+                try:
+                    notify.sendto(text.encode(), self._address)
+                except OSError as error:
+                    _log.debug("sd_notify: %s", error)

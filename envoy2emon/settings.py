@@ -1,0 +1,158 @@
+"""The settings: each one's name, default and what is valid.
+
+The law of this file: names and defaults are those of the README's table and of `.env.example`; a value that a reader
+lets pass can be used as it is.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES
+from envoy2emon.readings import PHASES
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A value that does not print."""
+
+    value: str = field(repr=False)
+
+
+class NotValid(ValueError):
+    """Raised by a reader of one setting; the text is what is expected."""
+
+
+def _text(pattern: str, expected: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise NotValid(expected)
+        return text
+
+    return read
+
+
+def _secret(pattern: str, expected: str) -> Callable[[str], Secret]:
+    read = _text(pattern, expected)
+    return lambda text: Secret(read(text))
+
+
+def _number(low: str, high: str, what: str) -> Callable[[str], Decimal]:
+    def read(text: str) -> Decimal:
+        try:
+            number = Decimal(text)
+            valid = Decimal(low) <= number <= Decimal(high)
+        except InvalidOperation:
+            valid = False
+        if not valid:
+            raise NotValid(f"{what}, a number from {low} to {high}")
+        return number
+
+    return read
+
+
+def _choice(*names: str, fold: Callable[[str], str] = str.lower) -> Callable[[str], str]:
+    return lambda text: _text("|".join(names), f"one of {', '.join(names)}")(fold(text))
+
+
+def _some_of(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def read(text: str) -> tuple[str, ...]:
+        chosen = tuple(name for part in text.split(",") if (name := part.strip()))
+        if not chosen or not set(chosen) <= set(names):
+            raise NotValid(f"one or more of {','.join(names)}, separated by commas")
+        return tuple(dict.fromkeys(chosen))
+
+    return read
+
+
+def _url(expected: str, *, path: bool, bare: bool = False) -> Callable[[str], str]:
+    """Read a URL without user, query and fragment; `bare`: host or host:port will do."""
+
+    def read(text: str) -> str:
+        try:
+            parts = urlsplit(text if "://" in text or not bare else f"//{text}")
+            valid = bool(parts.hostname and re.fullmatch(r"[\w.:%-]+", parts.hostname)) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not (
+            valid
+            and parts.scheme in (("http", "https", "") if bare else ("http", "https"))
+            and not (parts.username or parts.password or parts.query or parts.fragment)
+            and (path or parts.path in ("", "/"))
+        ):
+            raise NotValid(expected)
+        return text.rstrip("/")
+
+    return read
+
+
+def _fingerprint(text: str) -> str:
+    return _text("[0-9a-f]{64}", "64 hexadecimal digits, colons allowed")(text.replace(":", "").lower())
+
+
+def _listen(text: str) -> str:
+    expected = "HOST:PORT, such as 0.0.0.0:8080"
+    _text(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", expected)(text)
+    if int(text.rpartition(":")[2]) > 65535:  # noqa: PLR2004 - the greatest port
+        raise NotValid(expected)
+    return text
+
+
+def setting(default: str | None, read: Callable[[str], Any]) -> Any:  # noqa: ANN401 - as dataclasses.field
+    """Declare a setting: its default as the owner would write it, None for none, and its reader."""
+    return field(metadata={"default": default, "read": read})
+
+
+_LINE = ".+"
+_NODE = _text(r"[\w. -]+", "letters, digits, space, '_', '-' and '.': EmonCMS deletes all else")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings, each by its name in lower case; None where the owner left one without default open."""
+
+    envoy_host: str = setting(
+        "envoy.local", _url("a name, an address, host:port, or http(s)://host", path=False, bare=True)
+    )
+    envoy_user: str = setting("installer", _text(_LINE, "a user name"))
+    envoy_password: Secret | None = setting(None, _secret(_LINE, "a password"))
+    envoy_inverters_user: str = setting("envoy", _text(_LINE, "a user name"))
+    envoy_inverters_password: Secret | None = setting(None, _secret(_LINE, "a password"))
+    envoy_serial: str | None = setting(None, _text(r"\d{6,16}", "the digits of the serial number"))
+    envoy_token: Secret | None = setting(
+        None, _secret(r"[\w-]+\.[\w-]+\.[\w-]*", "a token: three parts, separated by dots, without spaces")
+    )
+    enphase_email: str | None = setting(None, _text(r"[^@\s]+@[^@\s]+", "an e-mail address"))
+    enphase_password: Secret | None = setting(None, _secret(_LINE, "a password"))
+    enphase_login_url: str = setting(
+        "https://enlighten.enphaseenergy.com/login/login.json", _url("an http(s) URL", path=True)
+    )
+    enphase_token_url: str = setting("https://entrez.enphaseenergy.com/tokens", _url("an http(s) URL", path=True))
+    envoy_cert_sha256: str | None = setting(None, _fingerprint)
+    stream_source: str = setting("auto", _choice("auto", "stream", "reports"))
+    stream_sections: tuple[str, ...] = setting("prod,cons,net", _some_of(tuple(SECTION_NAMES)))
+    stream_keys: tuple[str, ...] = setting("wNow,rmsVoltage,rmsCurrent,pwrFactor", _some_of(tuple(KEY_NAMES)))
+    stream_phases: tuple[str, ...] = setting("ph-a,ph-b,ph-c", _some_of(PHASES))
+    stream_min_production_w: Decimal = setting("0", _number("0", "10000", "watts"))
+    stream_net: str = setting("measured", _choice("measured", "calculated"))
+    stream_timeout_s: Decimal = setting("60", _number("1", "3600", "seconds"))
+    inverters_interval_s: Decimal = setting("20", _number("1", "3600", "seconds"))
+    emoncms_url: str = setting(
+        "http://emon-pi.local/emoncms", _url("http(s)://host/path, without user and query", path=True)
+    )
+    emoncms_apikey: Secret = setting(None, _secret(r"[!-~]+", "the write key: letters and digits, no space"))
+    emoncms_node: str = setting("Envoy-S", _NODE)
+    emoncms_inverters_node: str = setting("Envoy-S-inverters", _NODE)
+    backlog_hours: Decimal = setting("24", _number("0.001", "168", "hours"))
+    live_listen: str | None = setting(None, _listen)
+    log_level: str = setting("INFO", _choice("DEBUG", "INFO", "WARNING", "ERROR", fold=str.upper))
+    log_file: Path | None = setting(None, Path)
+
+    def secrets(self) -> list[str]:
+        """Return what must never be printed."""
+        values = (getattr(self, each.name) for each in fields(self))
+        return [value.value for value in values if isinstance(value, Secret)]

@@ -1,0 +1,65 @@
+"""What the tests have in common: the neighbours, and daemons set up for them."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.standin import StandInEmonCMS
+from tests.daemons import Daemon, skip_or_fail
+from tests.emoncms import AnyEmonCMS
+
+StartDaemon = Callable[..., Daemon]
+
+
+@pytest.fixture
+def emoncms() -> Iterator[StandInEmonCMS]:
+    """Serve a stand-in for EmonCMS."""
+    with StandInEmonCMS() as emoncms:
+        yield emoncms
+
+
+@pytest.fixture
+def envoy() -> Iterator[SimulatedEnvoy]:
+    """Serve a gateway of firmware 5 with three phases."""
+    with SimulatedEnvoy() as envoy:
+        yield envoy
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> Iterator[StartDaemon]:
+    """Start daemons by `daemon("stream", NAME=value)`, between the simulators unless a setting says otherwise.
+
+    None as a value leaves a setting out. The same command called again uses the same directory.
+    """
+    settings = {
+        "ENVOY_HOST": envoy.host,
+        "ENVOY_PASSWORD": envoy.password,
+        "EMONCMS_URL": emoncms.url,
+        "EMONCMS_APIKEY": emoncms.key,
+    }
+    with ExitStack() as stack:
+
+        def start(command: str, **changes: object) -> Daemon:
+            return stack.enter_context(Daemon(command, tmp_path / command, settings | changes))
+
+        yield start
+
+
+@pytest.fixture(params=["stand-in", "real"])
+def any_emoncms(request: pytest.FixtureRequest) -> Iterator[AnyEmonCMS]:
+    """Give the stand-in, then the real EmonCMS that $EMONCMS_TEST_URL and $EMONCMS_TEST_APIKEY name, if they do."""
+    if request.param == "stand-in":
+        stand_in = request.getfixturevalue("emoncms")
+        yield AnyEmonCMS(stand_in.url, stand_in.key, "Envoy-S")
+        return
+    url, key = os.environ.get("EMONCMS_TEST_URL"), os.environ.get("EMONCMS_TEST_APIKEY")
+    if not (url and key):
+        skip_or_fail("EMONCMS_TEST_URL and EMONCMS_TEST_APIKEY name no EmonCMS", "REQUIRE_EMONCMS")
+    emoncms = AnyEmonCMS(url.rstrip("/"), key, f"test-{uuid4().hex[:8]}")
+    yield emoncms
+    emoncms.delete_node(emoncms.node)

@@ -1,0 +1,173 @@
+"""The daemons as real processes.
+
+The law of this file: a daemon meets nothing of this machine but its interpreter, and nothing of it remains.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Condition, Thread
+from typing import NoReturn, Self
+from uuid import uuid4
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+# What coverage's patch `subprocess` needs to measure the daemons: it starts in each of them from a .pth file.
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+
+
+def skip_or_fail(reason: str, variable: str) -> NoReturn:
+    """Skip the test for this reason, or fail it where the environment says `variable`=1: there it must run."""
+    if os.environ.get(variable) == "1":
+        pytest.fail(f"{reason}, and {variable}=1")
+    pytest.skip(reason)
+
+
+class Daemon:
+    """`envoy2emon COMMAND` in its own directory, which keeps settings and state from one start() to the next.
+
+    settings, environment: what the next start() writes and hands over; a setting that is None is left out.
+    lines: what it wrote since its start; notifications: the lines that it sent to $NOTIFY_SOCKET since then.
+    """
+
+    process: "subprocess.Popen[str]"
+
+    def __init__(self, command: str, directory: Path, settings: Mapping[str, object]) -> None:
+        self.command, self.directory = command, directory
+        self.state = directory / "state"
+        self.settings = dict(settings)
+        self.environment: dict[str, str] = {}
+        self.lines: list[str] = []
+        self.notifications: list[str] = []
+        self._changed = Condition()
+        self._threads: list[Thread] = []
+        self._silent = True
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no process."""
+        self.kill()
+
+    def start(self) -> Self:
+        """Write the settings and start."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        env_file = self.directory / ".env"
+        env_file.touch(mode=0o600)
+        env_file.write_text("".join(f"{k}={_quoted(v)}\n" for k, v in self.settings.items() if v is not None))
+        name = f"envoy2emon-{uuid4()}"  # abstract: a path below pytest's directories can be too long for a socket
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.bind(f"\0{name}")
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
+            "HOME": str(self.directory),
+            "STATE_DIRECTORY": str(self.state),
+            "PYTHONPATH": str(PROJECT),
+            "NOTIFY_SOCKET": f"@{name}",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "envoy2emon", self.command, "--env-file", env_file],
+            cwd=self.directory,
+            env=environment | self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        self.lines, self.notifications, self._silent = [], [], False
+        self._threads = [Thread(target=self._read), Thread(target=self._receive, args=(notify,))]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def wait_for_line(self, pattern: str, timeout: float = 10.0) -> re.Match[str]:
+        """Return the match of the first line that has one; AssertionError after `timeout` s or the process's end."""
+        return self._wait_for(self.lines, pattern, timeout)
+
+    def wait_for_notify(self, pattern: str, timeout: float = 10.0) -> re.Match[str]:
+        """Return the match of the first notification that has one, as wait_for_line does."""
+        return self._wait_for(self.notifications, pattern, timeout)
+
+    def wait(self, timeout: float = 10.0) -> int:
+        """Return the exit code when the process has ended and all that it said is in."""
+        code = self.process.wait(timeout)
+        for thread in self._threads:
+            thread.join()
+        return code
+
+    def terminate(self, timeout: float = 10.0) -> tuple[int, float]:
+        """Send SIGTERM; return the exit code and the seconds that it took."""
+        start = time.monotonic()
+        self.process.terminate()
+        self.process.wait(timeout)
+        took = time.monotonic() - start
+        return self.wait(), took
+
+    def kill(self) -> None:
+        """Send SIGKILL, if it was started and is still there."""
+        if self._threads:
+            self.process.kill()
+            self.wait()
+
+    def memory(self) -> tuple[int, int]:
+        """Return the resident memory in bytes: now (VmRSS), and at most so far (VmHWM)."""
+        kib = dict(re.findall(r"(?m)^(Vm\w+):\s+(\d+) kB", self._proc("status")))
+        return int(kib["VmRSS"]) * 1024, int(kib["VmHWM"]) * 1024
+
+    def written(self) -> tuple[int, int]:
+        """Return the bytes written so far: to disks (write_bytes), and by any write call (wchar)."""
+        count = dict(re.findall(r"(?m)^(\w+): (\d+)", self._proc("io")))
+        return int(count["write_bytes"]), int(count["wchar"])
+
+    def _proc(self, name: str) -> str:
+        return Path(f"/proc/{self.process.pid}/{name}").read_text()
+
+    def _wait_for(self, texts: list[str], pattern: str, timeout: float) -> re.Match[str]:
+        def match() -> re.Match[str] | None:
+            return next(filter(None, (re.search(pattern, text) for text in texts)), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: match() or self._silent, timeout)
+            if found := match():
+                return found
+            seen = "\n".join([*self.lines, *self.notifications])
+            raise AssertionError(f"no {pattern!r} in {timeout} s; exit code {self.process.poll()}; seen:\n{seen}")
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout as output:
+            for line in output:
+                self._add(self.lines, line.rstrip("\n"))
+        with self._changed:
+            self._silent = True
+            self._changed.notify_all()
+
+    def _receive(self, notify: socket.socket) -> None:
+        with notify:
+            notify.settimeout(0.05)
+            while True:
+                try:
+                    message = notify.recv(4096)
+                except TimeoutError:
+                    if self._silent:
+                        return
+                else:
+                    for line in message.decode().splitlines():
+                        self._add(self.notifications, line)
+
+    def _add(self, texts: list[str], text: str) -> None:
+        with self._changed:
+            texts.append(text)
+            self._changed.notify_all()
+
+
+def _quoted(value: object) -> str:
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,103 @@
+"""A stand-in for Enphase's two servers: Enlighten, where one logs in, and Entrez, which gives tokens."""
+
+import json
+import secrets
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Self
+from urllib.parse import parse_qs
+
+from envoy2emon.simulator import make_token
+
+LOGIN_PATH, TOKEN_PATH = "/login/login.json", "/tokens"
+
+
+class Enlighten:
+    """Both servers at one address, at `login_url` and `token_url` while the `with` lasts; set the attributes any time.
+
+    mfa: the account asks for a second factor, so the login gives no session. blocked: the account is locked.
+    statuses: by path, a status (406, 503 ...) in place of an answer. hangs: no answer at all, until the end.
+    user: whose token is given; lifetime: its seconds. logins: what the logins got; tokens: what was given.
+    """
+
+    def __init__(self, email: str = "owner@example.org", password: str = "enlighten-password") -> None:
+        self.email, self.password = email, password
+        self.mfa = self.blocked = self.hangs = False
+        self.statuses: dict[str, int] = {}
+        self.user, self.lifetime = "owner", 365 * 86_400.0
+        self.logins: list[int] = []
+        self.tokens: list[str] = []
+        self._sessions: set[str] = set()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        """Serve."""
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.enlighten = self
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="Enlighten", daemon=True).start()
+        base = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.login_url, self.token_url = base + LOGIN_PATH, base + TOKEN_PATH
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and release what hangs."""
+        self._ended.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, path: str, body: bytes) -> tuple[int, str]:
+        """Return status and text for a POST."""
+        if self.hangs:
+            self._ended.wait()
+        known = {LOGIN_PATH: self._login, TOKEN_PATH: self._token}.get(path)
+        status, text = (404, "") if known is None else known(body.decode())
+        if path == LOGIN_PATH:
+            self.logins.append(status)
+        return status, text
+
+    def _login(self, body: str) -> tuple[int, str]:
+        if status := self.statuses.get(LOGIN_PATH):
+            return status, "<html><body>Enlighten</body></html>"
+        form = parse_qs(body)
+        if form.get("user[email]") != [self.email] or form.get("user[password]") != [self.password]:
+            return 401, '{"success":false,"message":"Invalid email or password"}'
+        if self.blocked or self.mfa:
+            return 200, json.dumps({"success": not self.blocked, "isBlocked": self.blocked})
+        session = secrets.token_hex(16)
+        self._sessions.add(session)
+        return 200, json.dumps({"message": "success", "session_id": session, "is_consumer": self.user == "owner"})
+
+    def _token(self, body: str) -> tuple[int, str]:
+        if status := self.statuses.get(TOKEN_PATH):
+            return status, "<html><body>Entrez</body></html>"
+        try:
+            wanted = json.loads(body)
+        except ValueError:
+            wanted = {}
+        if wanted.get("session_id") not in self._sessions or wanted.get("username") != self.email:
+            return 401, "Unauthorized"
+        self.tokens.append(make_token(wanted["serial_num"], time.time() + self.lifetime, self.user))
+        return 200, self.tokens[-1]
+
+
+class _Server(ThreadingTCPServer):
+    daemon_threads = True
+    enlighten: Enlighten
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, text = self.server.enlighten.answer(self.path.partition("?")[0], body)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json" if text.startswith("{") else "text/html")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
