@@ -37,6 +37,18 @@ def main() -> int:
     """Run the command that the arguments name and return the exit status."""
     arguments = _arguments()
     log.setup(os.environ)
+    if arguments.command == "check":
+        from envoy2emon import check
+
+        return check.run(arguments.env_file, os.environ)
+    if arguments.command == "demo":
+        from envoy2emon import demo
+
+        return demo.run(arguments.seconds, arguments.listen)
+    return _daemon(arguments)
+
+
+def _daemon(arguments: argparse.Namespace) -> int:
     path = config.find(arguments.env_file, os.environ)
     required = bool(arguments.env_file or os.environ.get("ENVOY2EMON_ENV_FILE"))
     try:
@@ -58,9 +70,14 @@ def _arguments() -> argparse.Namespace:
     for name, text in {
         "stream": "run the daemon that follows the meters, in the foreground",
         "inverters": "run the daemon that polls the microinverters, in the foreground",
+        "check": "ask every question that matters when something does not work",
+        "demo": "show it all without an Envoy, an EmonCMS or settings",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--env-file", type=Path, metavar="PATH", help="the settings (default: ./.env)")
+        if name == "demo":
+            command.add_argument("--seconds", type=float, metavar="N", help="end after N seconds (default: Ctrl-C)")
+            command.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="where the page is")
     return parser.parse_args()
 
 

@@ -1,15 +1,18 @@
-"""Both daemons under a real systemd, in a throw-away machine, between the simulated Envoy and the stand-in for EmonCMS."""
+"""Both daemons under a real systemd, in a throw-away machine, between a simulated Envoy and a stand-in for EmonCMS."""
 
 import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
 from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.simulator_site import THREE_PHASE_EVENT
 from envoy2emon.standin import Fault, StandInEmonCMS
 from tests.machine import SETTINGS, Machine, wait_for
 
@@ -17,7 +20,6 @@ pytestmark = pytest.mark.timeout(120)
 STREAM, INVERTERS = "envoy2emon", "envoy2emon_inv"
 BOTH = (STREAM, INVERTERS)
 AWAY = Fault((502, "<h1>Bad Gateway</h1>"))
-STATE = Path("/var/lib/envoy2emon")
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +41,19 @@ def machine(booted: Machine) -> Iterator[Machine]:
     booted.run("systemctl", "stop", *BOTH)
     booted.enter("systemctl", "reset-failed", *BOTH)
     booted.run("systemctl", "clean", "--what=all", *BOTH)
-    booted.run("rm", "--recursive", "--force", str(SETTINGS), *(f"/run/systemd/system/{unit}.service.d" for unit in BOTH))
+    booted.run(
+        "rm", "--recursive", "--force", str(SETTINGS), *(f"/run/systemd/system/{unit}.service.d" for unit in BOTH)
+    )
 
 
 @pytest.fixture
 def envoy(machine: Machine) -> Iterator[SimulatedEnvoy]:
-    """Serve a gateway in the machine that sends five events a second."""
-    with machine.network(), SimulatedEnvoy(interval=0.2) as envoy:
-        envoy.source = lambda: envoy.event
-        envoy.stop()
-        envoy.start()
+    """Serve a gateway in the machine; production of its five events a second is 1 W, 2 W, and so on."""
+    watts = count(1)
+    with (
+        machine.network(),
+        SimulatedEnvoy(interval=0.2, source=lambda: THREE_PHASE_EVENT.replace("54.745", str(next(watts)))) as envoy,
+    ):
         yield envoy
 
 
@@ -67,6 +72,7 @@ def settings(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -
         "ENVOY_PASSWORD": envoy.password,
         "EMONCMS_URL": emoncms.url,
         "EMONCMS_APIKEY": emoncms.key,
+        "INVERTERS_INTERVAL_S": "1",
     }
     write(machine, settings)
     return settings
@@ -79,18 +85,244 @@ def write(machine: Machine, settings: dict[str, str]) -> None:
 
 def override(machine: Machine, unit: str, *lines: str) -> None:
     """Change directives of a unit's service until the end of the test."""
-    path = Path(f"/run/systemd/system/{unit}.service.d/{len(lines)}.conf")
+    path = Path(f"/run/systemd/system/{unit}.service.d/{lines[0].partition('=')[0]}.conf")
     machine.write(path, "\n".join(("[Service]", *lines, "")))
     machine.run("systemctl", "daemon-reload")
 
 
-def node_arrives(emoncms: StandInEmonCMS, node: str = "Envoy-S") -> None:
+def wait_for_row(emoncms: StandInEmonCMS, node: str = "Envoy-S") -> None:
     """Wait for a row that is not there yet."""
     seen = len(emoncms.rows)
-    emoncms.wait_for(lambda: any(row.node == node for row in list(emoncms.rows)[seen:]))
+    emoncms.wait_for(lambda: any(row.node == node for row in list(emoncms.rows)[seen:]), 20)
 
 
-def status_says(machine: Machine, pattern: str, unit: str = STREAM) -> None:
-    """Wait until the unit's status line matches."""
-    what = f"a status line like {pattern!r}"
-    wait_for(what, lambda: re.search(pattern, machine.show(unit, "StatusText")) is not None)
+def wait_for_status(machine: Machine, pattern: str, unit: str = STREAM) -> str:
+    """Wait until the unit's status line matches and return its first group."""
+    found: list[str] = []
+
+    def says() -> bool:
+        found[:] = re.findall(pattern, machine.show(unit, "StatusText"))
+        return bool(found)
+
+    wait_for(f"a status line like {pattern!r}", says)
+    return found[0]
+
+
+def outlive_watchdog(machine: Machine, unit: str) -> None:
+    """Wait until the unit has pinged its watchdog for longer than the watchdog waits, and is still what it was."""
+    patience = 2_500_000
+    override(machine, unit, "WatchdogSec=1")
+    machine.run("systemctl", "restart", unit)
+
+    def pinged() -> bool:
+        started, last = (int(machine.show(unit, f"{name}TimestampMonotonic")) for name in ("ActiveEnter", "Watchdog"))
+        return last - started > patience
+
+    wait_for(f"{unit} to ping its watchdog for {patience} us", pinged)
+    assert machine.show(unit, "NRestarts") == "0"
+
+
+@pytest.mark.usefixtures("settings")
+def test_both_start_and_rows_arrive(machine: Machine, emoncms: StandInEmonCMS) -> None:
+    """`systemctl start` returns when both run, and both nodes' rows reach EmonCMS."""
+    machine.run("systemctl", "start", *BOTH)
+    assert [machine.show(unit, "ActiveState") for unit in BOTH] == ["active", "active"]
+    emoncms.wait_for(lambda: {row.node for row in emoncms.rows} == {"Envoy-S", "Envoy-S-inverters"})
+
+
+@pytest.mark.usefixtures("settings")
+def test_status_tells_how_it_stands(machine: Machine) -> None:
+    """`systemctl status` shows the watts now, the age of the last reading and the backlog."""
+    machine.run("systemctl", "start", *BOTH)
+    line = r"^\d+ W generating, 2192 W consuming; last reading \d+ s ago; backlog \d+$"
+    wait_for_status(machine, line)
+    wait_for_status(machine, r"^12 inverters, \d+ W; newest report .* ago; backlog \d+$", INVERTERS)
+    assert re.search(r'Status: "\d+ W generating', machine.run("systemctl", "status", STREAM))
+
+
+@pytest.mark.usefixtures("settings")
+def test_the_journal_has_levels(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """`journalctl -p warning` shows the troubles and nothing else; what is well is there at info."""
+    machine.run("systemctl", "start", STREAM)
+    wait_for_row(emoncms)
+    assert machine.journal(STREAM, "--priority=warning") == []
+    assert re.match(r"envoy2emon [\d.]+: ", machine.journal(STREAM, f"--identifier={STREAM}", "--priority=info")[0])
+    emoncms.fault = AWAY
+    wait_for_status(machine, "backlog .*502")
+    envoy.stop()
+    wait_for_status(machine, "Envoy for ")
+    troubles = machine.journal(STREAM, "--priority=warning")
+    assert [line.partition(":")[0] for line in troubles] == ["EmonCMS", "Envoy"]
+    emoncms.fault = None
+    with machine.network():
+        envoy.start()
+    wait_for("both back", lambda: str(machine.journal(STREAM)).count(": back after") == len(troubles))
+    assert machine.journal(STREAM, "--priority=warning") == troubles
+
+
+def test_a_stop_waits_for_nobody(machine: Machine, emoncms: StandInEmonCMS, settings: dict[str, str]) -> None:
+    """`systemctl stop` takes under two seconds while the Envoy is silent and EmonCMS does not answer."""
+    emoncms.fault = Fault("hang")
+    machine.run("systemctl", "start", *BOTH)
+    emoncms.wait_for(lambda: emoncms.requests >= len(BOTH))
+    stop_within(machine, 2.0)
+    with machine.network(), socket.create_server(("127.0.0.1", 0)) as silent:
+        write(machine, settings | {"ENVOY_HOST": f"127.0.0.1:{silent.getsockname()[1]}"})
+        machine.run("systemctl", "start", *BOTH)
+        for _ in BOTH:
+            silent.accept()[0].detach()
+        stop_within(machine, 2.0)
+
+
+def stop_within(machine: Machine, limit: float) -> None:
+    """Stop both daemons in time and without a trouble."""
+    began = monotonic()
+    machine.run("systemctl", "stop", *BOTH)
+    assert monotonic() - began < limit
+    assert [machine.show(unit, "Result") for unit in BOTH] == ["success", "success"]
+
+
+def test_a_restart_reads_the_settings(machine: Machine, emoncms: StandInEmonCMS, settings: dict[str, str]) -> None:
+    """What the owner changes in the settings holds after `systemctl restart`."""
+    machine.run("systemctl", "start", STREAM)
+    wait_for_row(emoncms)
+    write(machine, settings | {"EMONCMS_NODE": "Roof"})
+    machine.run("systemctl", "restart", STREAM)
+    wait_for_row(emoncms, "Roof")
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_killed_daemon_starts_again(machine: Machine, emoncms: StandInEmonCMS) -> None:
+    """After `kill -9` systemd starts the daemon anew, and rows go on."""
+    machine.run("systemctl", "start", STREAM)
+    wait_for_row(emoncms)
+    machine.run("systemctl", "kill", "--signal=KILL", STREAM)
+    wait_for("a restart", lambda: machine.show(STREAM, "NRestarts") == "1")
+    wait_for_row(emoncms)
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("unit", BOTH)
+def test_a_hung_daemon_tells_where_and_starts_again(machine: Machine, unit: str) -> None:
+    """A process that hangs ends by the watchdog, with its Python traceback in the journal, and starts anew."""
+    override(machine, unit, "WatchdogSec=1")
+    machine.run("systemctl", "start", unit)
+    machine.run("systemctl", "kill", "--signal=STOP", unit)
+    wait_for("a restart", lambda: machine.show(unit, "NRestarts") == "1")
+    lines = machine.journal(unit)
+    assert "Fatal Python error: Aborted" in lines
+    assert any(re.search(r'File "/opt/envoy2emon/.*/envoy2emon/service.py", line \d+ in run', line) for line in lines)
+    wait_for("it to run again", lambda: machine.show(unit, "ActiveState") == "active")
+
+
+@pytest.mark.parametrize("unit", BOTH)
+def test_a_configuration_error_is_final(machine: Machine, settings: dict[str, str], unit: str) -> None:
+    """It fails at once, `systemctl status` names every problem, and systemd does not try again."""
+    write(machine, settings | {"EMONCMS_APIKEY": "", "INVERTERS_INTERVAL_S": "often"})
+    assert machine.enter("systemctl", "start", unit).returncode != 0
+    assert machine.show(unit, "ActiveState") == "failed"
+    assert machine.show(unit, "ExecMainStatus") == "78"
+    assert machine.show(unit, "NRestarts") == "0"
+    status = machine.enter("systemctl", "status", "--full", unit).stdout.decode()
+    assert "EMONCMS_APIKEY is not set" in status
+    assert "INVERTERS_INTERVAL_S is 'often'" in status
+    assert machine.journal(unit, "--priority=err", f"--identifier={unit}")
+
+
+@pytest.mark.parametrize("text", [None, ""], ids=["missing", "empty"])
+def test_missing_settings_are_said_in_words(machine: Machine, text: str | None) -> None:
+    """Without /etc/envoy2emon/.env, or with an empty one, the daemon says by name what is missing, and exits 78."""
+    if text is not None:
+        machine.write(SETTINGS, text, "0600")
+    assert machine.enter("systemctl", "start", STREAM).returncode != 0
+    assert machine.show(STREAM, "ExecMainStatus") == "78"
+    status = machine.enter("systemctl", "status", "--full", STREAM).stdout.decode()
+    assert f"{SETTINGS} is missing" in status
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("unit", BOTH)
+def test_neighbours_that_hang_restart_nothing(machine: Machine, emoncms: StandInEmonCMS, unit: str) -> None:
+    """EmonCMS may be silent for longer than the watchdog waits."""
+    emoncms.fault = Fault("hang")
+    outlive_watchdog(machine, unit)
+
+
+@pytest.mark.parametrize("unit", BOTH)
+def test_an_envoy_that_hangs_restarts_nothing(machine: Machine, settings: dict[str, str], unit: str) -> None:
+    """The Envoy may be silent for longer than the watchdog waits."""
+    with machine.network(), socket.create_server(("127.0.0.1", 0)) as silent:
+        write(machine, settings | {"ENVOY_HOST": f"127.0.0.1:{silent.getsockname()[1]}"})
+        outlive_watchdog(machine, unit)
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_start_without_neighbours_ends_well(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """A Pi that boots without network starts the daemons, and they recover by themselves."""
+    envoy.stop()
+    machine.run("ip", "link", "set", "lo", "down")
+    with ExitStack() as stack:
+        stack.callback(machine.run, "ip", "link", "set", "lo", "up")
+        machine.run("systemctl", "start", *BOTH)
+        for unit in BOTH:
+            wait_for_status(machine, "Envoy for ", unit)
+    with machine.network():
+        envoy.start()
+    emoncms.wait_for(lambda: {row.node for row in emoncms.rows} == {"Envoy-S", "Envoy-S-inverters"}, 20)
+    assert [machine.show(unit, "NRestarts") for unit in BOTH] == ["0", "0"]
+
+
+@pytest.mark.usefixtures("settings")
+def test_the_backlog_outlives_a_restart(machine: Machine, emoncms: StandInEmonCMS) -> None:
+    """What waits for EmonCMS when the daemon is restarted arrives afterwards, whole, once and in order."""
+    emoncms.fault = AWAY
+    machine.run("systemctl", "start", STREAM)
+    waiting = int(wait_for_status(machine, r"backlog (\d\d+)"))
+    machine.run("systemctl", "restart", STREAM)
+    emoncms.fault = None
+    emoncms.wait_for(lambda: len(emoncms.rows) > waiting, 30)
+    watts = [int(row.inputs["prod_ph-a_wNow"]) for row in list(emoncms.rows)[:waiting]]
+    assert watts == list(range(watts[0], watts[0] + waiting))
+    assert any("of an earlier run" in line for line in machine.journal(STREAM))
+
+
+PROBE = """
+import json, os, socket, sys
+def try_to(name, action):
+    try:
+        action()
+        seen[name] = "yes"
+    except OSError as error:
+        seen[name] = error.strerror
+seen = {"user": os.getuid()}
+for path in sys.argv[1:]:
+    try_to(f"read {path}", lambda: open(path).read())
+    try_to(f"write {path}", lambda: open(path, "w"))
+for variable in "STATE_DIRECTORY", "LOGS_DIRECTORY", "CREDENTIALS_DIRECTORY":
+    try_to(f"write {variable}", lambda: open(os.environ[variable] + "/probe", "w"))
+try_to("read settings", lambda: open(os.environ["ENVOY2EMON_ENV_FILE"]).read())
+try_to("raw socket", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+seen["boot"] = os.environ["ENVOY2EMON_BOOT_ID"]
+print(json.dumps(seen))
+"""
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("unit", BOTH)
+def test_the_sandbox_holds(machine: Machine, unit: str) -> None:
+    """In the unit's place a program reads no file of the owner's and writes only state and logs."""
+    machine.write(Path("/home/pi/notes"), "private")
+    machine.write(Path("/usr/local/lib/probe.py"), PROBE)
+    paths = (str(SETTINGS), "/home/pi/notes", "/root/probe", "/opt/envoy2emon/probe", "/etc/probe", "/var/lib/probe")
+    command = f"/opt/envoy2emon/bin/python /usr/local/lib/probe.py {' '.join(paths)}"
+    override(machine, unit, "Type=oneshot", "Restart=no", "WatchdogSec=0", "ExecStart=", f"ExecStart={command}")
+    machine.run("systemctl", "start", unit)
+    seen = json.loads(machine.journal(unit, f"--identifier={unit}")[0])
+    refused = {f"{verb} {path}" for verb in ("read", "write") for path in paths} | {"raw socket"}
+    assert {name for name in refused if seen[name] == "yes"} == set()
+    assert seen["read /home/pi/notes"] == "Permission denied"
+    assert seen[f"read {SETTINGS}"] == "Permission denied"
+    assert seen["write CREDENTIALS_DIRECTORY"] != "yes"
+    assert [seen[name] for name in ("write STATE_DIRECTORY", "write LOGS_DIRECTORY", "read settings")] == ["yes"] * 3
+    assert seen["user"] >= 61184  # systemd's dynamic users
+    assert seen["boot"] == machine.run("cat", "/proc/sys/kernel/random/boot_id").strip().replace("-", "")
