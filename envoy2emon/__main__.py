@@ -184,7 +184,7 @@ def _live(settings: Config) -> Callable[[MeterReading], None] | None:
 def _stop(backlog: Backlog, delivery: Delivery, status: int) -> int:
     """Save what waits, a post under way included, and return the exit status."""
     delivery.idle.wait(LAST_POST_S)
-    backlog.save(now=True)
+    backlog.close()
     return status
 
 

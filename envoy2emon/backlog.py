@@ -7,7 +7,8 @@ EmonCMS answers, rows leave before they are old enough to be saved, and nothing 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from envoy2emon.dates import Flight
 from envoy2emon.inputs import Row
@@ -37,15 +38,17 @@ class Backlog:
         self._limit = limit
         self._spool = spool
         self._clock = clock
+        self._closed = False
         self._changed = threading.Condition()
         groups, progress = spool.load(clock())
         self._groups = deque(groups)
         end = groups[-1].first + groups[-1].count if groups else progress.delivered
         self._delivered = max(progress.delivered, groups[0].first) if groups else end
-        self._flight = progress.flight if progress.flight and progress.flight.end > self._delivered else None
+        self._flight = progress.flight
         self._loose: deque[tuple[float, Row]] = deque()  # (when it was appended, the row)
         self._loose_first = end
         self._saved = end
+        self._forget(self._delivered)
 
     def __len__(self) -> int:
         """Count the rows that wait."""
@@ -55,10 +58,11 @@ class Backlog:
     def _end(self) -> int:
         return self._loose_first + len(self._loose)
 
-    @property
-    def flight(self) -> Flight | None:
-        """The post that is under way, or whose fate is unclear."""
-        return self._flight
+    def __iter__(self) -> Iterator[Row]:
+        """Go through the rows that wait, oldest first, with few of them unpacked at a time."""
+        for group in self._groups:
+            yield from group.rows()[max(0, self._delivered - group.first) :]
+        yield from [row for _, row in self._loose]
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add new rows, in order; beyond the limit the oldest go."""
@@ -80,23 +84,34 @@ class Backlog:
             elif seconds > 0:
                 self._changed.wait_for(lambda: False, seconds)
 
-    def oldest(self, most: int) -> tuple[int, list[Row]]:
-        """Return the number of the oldest row, and up to `most` rows from it on."""
-        with self._changed:
-            rows: list[Row] = []
-            for group in self._groups:
-                rows += group.rows()[max(0, self._delivered - group.first) :]
-                if len(rows) >= most:
-                    return self._delivered, rows[:most]
-            rows += [row for _, row in list(self._loose)[: most - len(rows)]]
-            return self._delivered, rows
+    def oldest(self, most: int) -> tuple[int, list[Row], Flight | None]:
+        """Return the number of the oldest row, `most` rows from it on, and the post whose fate is unclear.
 
-    def sent(self, flight: Flight | None) -> None:
-        """Note that rows are under way, before they are; None: they did not arrive for certain."""
+        If there is one, the rows are those of that post.
+        """
         with self._changed:
+            if self._flight:
+                most = self._flight.end - self._delivered
+            return self._delivered, list(islice(self, most)), self._flight
+
+    def sent(self, flight: Flight | None) -> bool:
+        """Note that rows are under way, before they are; None: they did not arrive for certain.
+
+        False after close(): what is saved as waiting must not be sent any more.
+        """
+        with self._changed:
+            if self._closed:
+                return False
             self._flight = flight
             if self._spool.holds_rows:
-                self._spool.save([], Progress(self._delivered, flight))
+                self._write()
+            return True
+
+    def close(self) -> None:
+        """Save all that waits, for the next run."""
+        with self._changed:
+            self._closed = True
+            self.save(now=True)
 
     def done(self, end: int) -> None:
         """Forget the rows before number `end`: EmonCMS has them, or will not have them."""
@@ -116,14 +131,18 @@ class Backlog:
     def save(self, *, now: bool = False) -> None:
         """Write to disk what has waited for SAVE_AFTER_S, or all that waits if `now`."""
         with self._changed:
-            packed = self._groups[-1].first + self._groups[-1].count if self._groups else self._saved
-            old = self._loose and self._clock() - self._loose[0][0] >= SAVE_AFTER_S
-            if not len(self) or not (now or old or packed > self._saved):
-                return
-            self._pack()
-            new = [group for group in self._groups if group.first >= self._saved]
-            if self._spool.save(new, Progress(self._delivered, self._flight)):
-                self._saved = self._end
+            if self._loose and (now or self._clock() - self._loose[0][0] >= SAVE_AFTER_S):
+                self._pack()
+            if len(self) and (now or self._loose_first > self._saved):
+                self._write()
+
+    def _write(self) -> None:
+        if self._flight and self._flight.end > self._loose_first:
+            self._pack()  # or after a kill nobody knew what was sent
+        since = self._saved if self._spool.holds_rows else self._delivered
+        new = [group for group in self._groups if group.first + group.count > since]
+        if self._spool.save(new, Progress(self._delivered, self._flight)):
+            self._saved = self._loose_first
 
     def _pack(self) -> None:
         if self._loose:
@@ -133,6 +152,9 @@ class Backlog:
 
     def _forget(self, end: int) -> None:
         self._delivered = max(self._delivered, end)
+        self._saved = max(self._saved, self._delivered)
+        if self._flight and self._flight.end <= self._delivered:
+            self._flight = None
         while self._groups and self._groups[0].first + self._groups[0].count <= self._delivered:
             self._groups.popleft()
         while self._loose and self._loose_first < self._delivered:

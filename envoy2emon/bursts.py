@@ -1,6 +1,6 @@
 """Arrivals -> dated readings: events that a gateway held back and sends at once are dated as they were measured.
 
-The law of this file: no reading is dated before the one in front of it, and one that comes alone is not delayed.
+The law of this file: no reading is dated before the one in front of it, and one that keeps the beat is not delayed.
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +11,8 @@ from envoy2emon.readings import MeterReading
 SILENCE_S = 1.5
 # D8.3.6086 sends up to 8 events within 30 ms.
 HEEL_S = 0.05
+# What never pauses is no burst: without this bound more than 20 events a second would be held for ever.
+MOST_HELD_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Bursts:
         self._held: list[MeterReading] = []
         self._arrived = float("-inf")
         self._dated = float("-inf")
+        self._due = float("-inf")
 
     def take(self, arrival: Arrival) -> list[MeterReading]:
         """Return the readings that are dated now; others may have to wait for what follows on their heels."""
@@ -40,6 +43,7 @@ class Bursts:
             self._arrived = float("-inf")  # what comes first after opening may have been held back
         elif self._held or silent or len(arrival.readings) > 1:
             self._held += arrival.readings
+            self._due = min(arrival.at + HEEL_S, self._held[0].at + MOST_HELD_S)
         else:
             self._dated = arrival.at
             return list(arrival.readings)
@@ -47,11 +51,11 @@ class Bursts:
 
     def wait(self, now: float) -> float | None:
         """Return the seconds until release() has something to give; None if nothing is held."""
-        return max(0.0, self._arrived + HEEL_S - now) if self._held else None
+        return max(0.0, self._due - now) if self._held else None
 
     def release(self, now: float) -> list[MeterReading]:
-        """Return the held readings with their dates if nothing more has followed."""
-        if not self._held or now < self._arrived + HEEL_S:
+        """Return the held readings with their dates if their time has come: nothing more has followed."""
+        if not self._held or now < self._due:
             return []
         held, self._held = self._held, []
         last = held[-1].at

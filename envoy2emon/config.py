@@ -4,17 +4,21 @@ The law of this file: a Config that exists is valid, and whoever reads a problem
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 
 from envoy2emon.settings import Config, NotValid
 
 # The units hand this file over as a credential: its owner knows it by this name.
 INSTALLED_ENV_FILE = Path("/etc/envoy2emon/.env")
+_COPY = "copy .env.example there and edit it"
+# A URL that is not valid may hold a password or a key: someone has put it there.
+_IN_URL = re.compile(r"^(\w+://)?[^@]*:.*@|\?.*", re.DOTALL)
 PREFIXES = ("ENVOY_", "ENPHASE_", "STREAM_", "INVERTERS_", "EMONCMS_", "BACKLOG_", "LIVE_", "LOG_")
 
 
@@ -46,19 +50,23 @@ def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Con
     texts, problems, warnings = _read(path, shown, required=required)
     by_name = {setting.name.upper(): setting for setting in fields(Config)}
     in_environment = {name for name in environ if name.startswith(PREFIXES)}
+    if not (texts or in_environment or problems):
+        problems.append(f"{shown} is missing or holds no setting: {_COPY}")
     for name in sorted(texts.keys() | in_environment):
-        near = difflib.get_close_matches(name, by_name, 1, 0.8)
-        if name not in by_name and (near or name.startswith(PREFIXES)):
-            hint = difflib.get_close_matches(name, by_name, 1, 0)[0]
+        near = difflib.get_close_matches(name.upper(), by_name, 1, 0.8)
+        if name not in by_name and (near or name.upper().startswith(PREFIXES)):
+            hint = difflib.get_close_matches(name.upper(), by_name, 1, 0)[0]
             warnings.append(f"{name} is no setting of envoy2emon and is not used: is {hint} meant?")
     values: dict[str, Any] = {}
     for name, setting in by_name.items():
-        text = environ.get(name, "").strip() or texts.get(name) or setting.metadata["default"]
+        secret = "Secret" in str(setting.type)
+        given = environ.get(name) or texts.get(name) or ""
+        text = (given if secret else given.strip()) or setting.metadata["default"]
         try:
             values[setting.name] = None if text is None else setting.metadata["read"](text)
         except NotValid as error:
-            secret = "Secret" in str(setting.type)
-            problems.append(f"{name} is {'not valid' if secret else repr(text)}: expected is {error}")
+            held = "not valid" if secret else repr(_IN_URL.sub(r"\1***", text))
+            problems.append(f"{name} is {held}: expected is {error}")
     if values.get("emoncms_apikey", ...) is None:
         where = "in your EmonCMS under Setup, My Account"
         problems.append(f"EMONCMS_APIKEY is not set: expected is the write key, found {where}; put it into {shown}")
@@ -74,7 +82,6 @@ def _read(path: Path, shown: Path, *, required: bool) -> tuple[dict[str, str], l
     problems: list[str] = []
     warnings: list[str] = []
     texts: dict[str, str] = {}
-    copy = "copy .env.example there and edit it"
     try:
         with path.open(encoding="utf-8-sig") as file:
             # python-dotenv's own front door logs a line that it cannot read and goes on without it.
@@ -82,18 +89,25 @@ def _read(path: Path, shown: Path, *, required: bool) -> tuple[dict[str, str], l
         if path.stat().st_mode & 0o004:
             warnings.append(f"{shown} holds passwords and everyone can read it: chmod 600 {shown}")
         for binding in bindings:
-            name, text = binding.key, (binding.value or "").strip()
+            name, text = binding.key, binding.value or ""
             if binding.error or (name and binding.value is None):
-                problems.append(f"{shown}, line {binding.original.line}: expected is NAME=value")
+                problems.append(f"{shown}, line {_line(binding)}: expected is NAME=value")
             elif name and texts.setdefault(name, text) != text:
                 warnings.append(f"{name} stands in {shown} more than once: the last one counts")
                 texts[name] = text
-        if not texts and not problems:
-            problems.append(f"{shown} is missing or holds no setting: {copy}")
     except FileNotFoundError:
         if required:
-            problems.append(f"{shown} does not exist: {copy}")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        problems.append(f"{shown} cannot be read: {reason}; use sudo, or --env-file PATH for another file")
+            problems.append(f"{shown} does not exist: {_COPY}")
+    except PermissionError:
+        problems.append(f"{shown} may not be read by this user: use sudo, or --env-file PATH for another file")
+    except UnicodeDecodeError:
+        problems.append(f"{shown} cannot be read: it is not UTF-8 text")
+    except OSError as error:
+        problems.append(f"{shown} cannot be read: {error.strerror}")
     return texts, problems, warnings
+
+
+def _line(binding: Binding) -> int:
+    """Return the number of a binding's line: python-dotenv counts from the empty lines in front of it."""
+    text = binding.original.string
+    return binding.original.line + text[: -len(text.lstrip())].count("\n")

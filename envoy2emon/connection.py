@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -53,6 +54,7 @@ class Connection:
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.verify = False
+        self._session.headers["Accept-Encoding"] = "identity"
         self._session.mount("https://", _PinnedAdapter(pin))
 
     def get(self, url: str, path: str, silence: float, **how: Any) -> requests.Response:  # noqa: ANN401
@@ -77,7 +79,7 @@ class Connection:
     def read(self, response: requests.Response) -> str:
         """Return a bounded body, read in bounded time, whatever its Content-Type."""
         body, deadline = b"", self._clock() + ANSWER_TIMEOUT_S
-        while chunk := _translate(lambda: response.raw.read1(_CHUNK, decode_content=True), response.url):
+        while chunk := _translate(lambda: response.raw.read1(_CHUNK), response.url):
             body += chunk
             if len(body) > MAX_ANSWER or self._clock() > deadline:
                 raise StreamLost(f"{response.url} answers without end")
@@ -112,14 +114,14 @@ class _PinnedAdapter(HTTPAdapter):
         super().init_poolmanager(*args, assert_fingerprint=self._pin, **kwargs)
 
 
-def _translate(call: Callable[[], T], name: str) -> T:
+def _translate(call: Callable[[], T], url: str) -> T:
     """Call, and raise StreamLost in words for every way in which a connection fails."""
     try:
         return call()
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         text = str(error)
         nobody_there = cut = False
-        if "resolve" in text:
+        if "Failed to resolve" in text:
             reason, nobody_there = "is a name that cannot be resolved: is ENVOY_HOST right?", True
         elif "onnection refused" in text:
             reason, nobody_there = "refuses the connection", True
@@ -133,4 +135,6 @@ def _translate(call: Callable[[], T], name: str) -> T:
             reason, cut = "closed the connection", True
         else:
             reason = f"cannot be read: {text[:200]}"
-        raise StreamLost(f"{name} {reason}", nobody_there=nobody_there, cut=cut) from error
+        # Nobody is there for https or http alike: both are named by the host alone.
+        where = urlsplit(url).netloc if nobody_there else url
+        raise StreamLost(f"{where} {reason}", nobody_there=nobody_there, cut=cut) from error

@@ -7,6 +7,7 @@ shows it. Source: `input/bulk` and `input/get` as measured against EmonCMS 11.16
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 from urllib.parse import quote
 
@@ -16,36 +17,53 @@ from envoy2emon.inputs import Row
 _SAFE_IN_FORM = '{}[]":,'
 # Without Redis, EmonCMS keeps an input's value as a MySQL FLOAT, which shows six digits.
 _FLOAT_DIGITS = 1e-5
+# A Raspberry Pi's clock without NTP is off by up to 100 us a second: 9 s in a day.
+_DRIFT = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A post whose fate is not known: rows up to sequence number `end`, sent and failed at these monotonic times."""
+    """A post whose fate is not known: rows up to sequence number `end`, sent at this monotonic time in seconds.
+
+    answered: EmonCMS has answered in words, so it is through with them and has left no row half done.
+    """
 
     end: int
     sent_at: float
-    failed_at: float
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """EmonCMS's answer to `input/get?node=`: each input's (epoch seconds, value) of the last row applied.
 
-    earliest, latest: bounds of its clock minus our monotonic clock in seconds, from the answer's Date header.
+    date: the answer's Date header, epoch seconds by EmonCMS's clock; asked_at, answered_at: monotonic seconds.
     """
 
     inputs: Mapping[str, tuple[int, float]]
-    earliest: float
-    latest: float
+    date: float
+    asked_at: float
+    answered_at: float
 
-    def shows(self, row: Row, time: int) -> bool:
-        """Tell whether all of the row's inputs have this time and the row's values."""
-        return all(
-            name in self.inputs
-            and self.inputs[name][0] == time
-            and math.isclose(self.inputs[name][1], value, rel_tol=_FLOAT_DIGITS, abs_tol=1e-9)
-            for name, value in row.inputs.items()
-        )
+    def done(self, rows: Sequence[Row], times: Sequence[int], *, answered: bool) -> int:
+        """Count the leading rows that EmonCMS is done with, if these are the times that it gave to the rows.
+
+        It sets the inputs of a row one by one, and then runs their processes. So after so many rows each input is as
+        the last of them has it, or already as the next one does; and if EmonCMS broke off, the newest row goes again.
+        """
+        done = 0
+        last: dict[str, tuple[int, Decimal]] = {}
+        for count, (time, row) in enumerate(zip(times, rows, strict=True), 1):
+            last |= {name: (time, value) for name, value in row.inputs.items()}
+            following = rows[count].inputs.items() if count < len(rows) else ()
+            begun = {name for name, value in following if self._holds(name, times[count], value)}
+            if all(name in begun or self._holds(name, *put) for name, put in last.items()):
+                done = count if answered or begun or count == len(rows) else count - 1
+        return done
+
+    def _holds(self, name: str, time: int, value: Decimal) -> bool:
+        at, there = self.inputs.get(name, (None, 0.0))
+        return at == time and math.isclose(there, value, rel_tol=_FLOAT_DIGITS, abs_tol=1e-9)
 
 
 class Dating(Protocol):
@@ -55,41 +73,38 @@ class Dating(Protocol):
         """Return the form that posts the rows at monotonic time `now`."""
 
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
-        """Return how many of the rows, from the first, EmonCMS has applied."""
+        """Return how many of the rows, from the first, need not be sent again: EmonCMS has applied them."""
 
 
 class ByAge:
-    """Stream rows carry their age in whole seconds: EmonCMS's own clock dates them, ours may be wrong or jump."""
+    """Stream rows carry their age in whole seconds: EmonCMS's own clock dates them, ours may be wrong or jump.
+
+    Age and clock are both cut to whole seconds, which keeps a date within one second of the truth.
+    """
 
     def form(self, rows: Sequence[Row], now: float) -> str:
         """Return the form with `sentat=0` and times of 0 and below."""
         return _form("sentat", ((self._time(row, now), row) for row in rows))
 
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
-        """Find the row that EmonCMS's latest input time belongs to.
+        """Find out in which second of EmonCMS's clock it can have applied rows, and how many.
 
-        The post was applied in one second of EmonCMS's clock between sent_at and failed_at; a row that gives the
-        latest time with such a second, and shows its values, may be the last one applied. All of the batch is by far
-        the likeliest; in case of doubt the newest applied row goes once more, which changes nothing in EmonCMS.
+        It is a second from which the latest input time follows as that of one of the rows, and not before the rows were
+        sent; if several will do, which takes rows that are equal in every digit, it is the first. (A clock of EmonCMS
+        that was set since, not ours, would hide what arrived.)
         """
-        times = [arrived.inputs[name][0] for row in rows for name in row.inputs if name in arrived.inputs]
-        if len(rows) == 1 or not times:
-            return 0
-        latest = max(times)
-        first = math.floor(flight.sent_at + arrived.earliest)
-        last = math.floor(flight.failed_at + arrived.latest)
-        fitting = [
-            count
-            for count, row in enumerate(rows, 1)
-            if first <= latest - self._time(row, flight.sent_at) <= last and arrived.shows(row, latest)
-        ]
-        if len(rows) in fitting:
-            return len(rows)
-        return fitting[0] - 1 if fitting else 0
+        ages = [self._time(row, flight.sent_at) for row in rows]
+        names = {name for row in rows for name in row.inputs}
+        latest = max((time for name, (time, _) in arrived.inputs.items() if name in names), default=0)
+        since = arrived.answered_at - flight.sent_at
+        earliest = math.floor(arrived.date - since * (1 + _DRIFT))
+        seconds = sorted({latest - age for age in ages if latest - age >= earliest})
+        counts = (arrived.done(rows, [second + age for age in ages], answered=flight.answered) for second in seconds)
+        return next(filter(None, counts), 0)
 
     @staticmethod
     def _time(row: Row, now: float) -> int:
-        return min(0, -round(now - row.at))
+        return min(0, -int(now - row.at))
 
 
 class ByDate:
@@ -99,12 +114,9 @@ class ByDate:
         """Return the form with `time=0` and times in epoch seconds."""
         return _form("time", ((int(row.at), row) for row in rows))
 
-    def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:  # noqa: ARG002
-        """Count the leading rows whose inputs have reached their dates."""
-        for count, row in enumerate(rows):
-            if any(arrived.inputs.get(name, (0, 0.0))[0] < row.at for name in row.inputs):
-                return count
-        return len(rows)
+    def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
+        """Compare dates and values; a report that EmonCMS had before need not be sent again either."""
+        return arrived.done(rows, [int(row.at) for row in rows], answered=flight.answered)
 
 
 def _form(reference: str, rows: Iterable[tuple[int, Row]]) -> str:

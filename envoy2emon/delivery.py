@@ -7,6 +7,7 @@ before it is sent again.
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from envoy2emon.backlog import Backlog
 from envoy2emon.dates import Dating, Flight
@@ -38,13 +39,15 @@ class Delivery:
     ) -> None:
         self.outage = Outage("EmonCMS", MOST_WAIT_S, clock, jitter)
         self.idle = threading.Event()
+        self.idle.set()
         self._backlog = backlog
         self._emoncms = emoncms
         self._dating = dating
         self._clock = clock
         self._most = MOST_ROWS
         self._bad = 0
-        self._applied: int | None = None
+        self._dropped = False
+        self._seen: int | None = None
 
     def run(self, turned: Callable[[], None]) -> None:
         """Deliver for ever."""
@@ -57,14 +60,16 @@ class Delivery:
 
         self.idle is set but while a post is under way.
         """
-        first, rows = self._backlog.oldest(self._most)
+        first, rows, flight = self._backlog.oldest(self._most)
         if not rows:
             return None
         self.idle.clear()
         try:
-            flight = self._backlog.flight
-            return self._ask(first, flight) if flight else self._post(first, rows)
-        except Dropped:
+            return self._ask(first, rows, flight) if flight else self._post(first, rows)
+        except Dropped as trouble:
+            if self._dropped:  # twice without success between: it was not for idleness
+                return self.outage.fails(str(trouble))
+            self._dropped = True
             return 0.0
         except Unavailable as trouble:
             return self.outage.fails(str(trouble))
@@ -74,48 +79,46 @@ class Delivery:
             self.idle.set()
 
     def _post(self, first: int, rows: list[Row]) -> float:
-        end = first + len(rows)
-        sent = self._clock()
-        # Until there is an answer, any later moment may be the one in which EmonCMS applied the rows.
-        self._backlog.sent(Flight(end, sent, sent + MOST_WAIT_S))
+        self._emoncms.connect()  # before the rows' ages are taken
+        flight = Flight(first + len(rows), self._clock())
+        if not self._backlog.sent(flight):
+            return MOST_WAIT_S
         try:
-            self._emoncms.post(self._dating.form(rows, sent))
-        except Unavailable as trouble:
-            self._backlog.sent(Flight(end, sent, self._clock()) if trouble.unclear else None)
-            raise
-        except Unauthorized:
-            self._backlog.sent(None)
-            raise
+            self._emoncms.post(self._dating.form(rows, flight.sent_at))
         except Rejected as trouble:
-            return self._rejected(first, rows, Flight(end, sent, self._clock()), str(trouble))
-        self._backlog.done(end)
+            return self._rejected(first, rows, flight, str(trouble))
+        except (Unavailable, Unauthorized) as trouble:
+            if not (isinstance(trouble, Unavailable) and trouble.unclear):
+                self._backlog.sent(None)
+            raise
+        self._backlog.done(flight.end)
         self._most = min(MOST_ROWS, self._most * 2)
         self._bad = 0
+        self._dropped = False
         if self.outage.reason:
             waiting = len(rows) + len(self._backlog)
             self.outage.ends(f"; {waiting} rows waited and are being delivered")
         self.outage.steady()
         return 0.0
 
-    def _ask(self, first: int, flight: Flight) -> float:
+    def _ask(self, first: int, rows: list[Row], flight: Flight) -> float:
         """Go on after the last row of an unclear post that EmonCMS has applied."""
-        sent = self._backlog.oldest(flight.end - first)[1]
-        applied = 0
-        # The newest applied row may go again: a single row need not be asked for.
-        if len(sent) > 1:
-            applied = self._dating.applied(sent, flight, self._emoncms.inputs(sent[0].node))
-            if applied < len(sent) and applied != self._applied:
-                self._applied = applied
+        end = first
+        # The newest row may go again: of a single row need not be asked.
+        if len(rows) > 1:
+            end += self._dating.applied(rows, flight, self._emoncms.inputs(rows[0].node))
+            if end < flight.end and end != self._seen and not flight.answered:
+                self._seen = end
                 return ASK_AGAIN_S
-        self._applied = None
-        _log.debug("EmonCMS: %d of %d rows had arrived before the answer was lost", applied, len(sent))
-        self._backlog.done(first + applied)
+        self._seen = None
+        _log.debug("EmonCMS: %d of %d rows need not be sent again", end - first, len(rows))
+        self._backlog.done(end)
         return 0.0
 
     def _rejected(self, first: int, rows: list[Row], flight: Flight, words: str) -> float:
         """Halve the batch until the bad row is alone, then drop that row."""
         if len(rows) > 1:
-            self._backlog.sent(flight)  # rows before the bad one are applied
+            self._backlog.sent(replace(flight, answered=True))  # rows before the bad one are applied
             self._most = len(rows) // 2
             return 0.0
         if self._bad >= MOST_BAD_ROWS:

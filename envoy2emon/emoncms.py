@@ -47,9 +47,9 @@ class Rejected(Exception):
 
 
 class EmonCMS:
-    """One EmonCMS, by the URL of its base, such as http://emonpi/emoncms, and the write key."""
+    """One EmonCMS, by the URL of its base, such as http://emonpi/emoncms, and the write key, or none."""
 
-    def __init__(self, url: str, apikey: Secret, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, url: str, apikey: Secret | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.url = url
         self._clock = clock
         parts = urlsplit(url)
@@ -57,7 +57,26 @@ class EmonCMS:
         secure = parts.scheme == "https"
         make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._connection = make(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
-        self._headers = {"Authorization": f"Bearer {apikey.value}", "User-Agent": f"envoy2emon/{__version__}"}
+        self._kept = False  # an answer came over the connection
+        self._headers = {"User-Agent": f"envoy2emon/{__version__}"}
+        if apikey:
+            self._headers["Authorization"] = f"Bearer {apikey.value}"
+
+    def connect(self) -> None:
+        """Make sure of a connection, which takes time if a name has to be resolved. Raises Unavailable."""
+        sock = self._connection.sock
+        if sock is not None:
+            readable, _, _ = select.select([sock], [], [], 0)
+            if not readable:
+                return
+            self._connection.close()  # Apache closes after 5 s of silence and after 100 requests
+        self._kept = False
+        try:
+            self._connection.connect()
+        except OSError as error:
+            self._connection.close()
+            raise Unavailable(f"{self.url} {_reason(error, CONNECT_TIMEOUT_S)}") from error
+        self._connection.sock.settimeout(ANSWER_TIMEOUT_S)
 
     def post(self, form: str) -> None:
         """Post rows to `input/bulk`. Raises Unavailable, Unauthorized, Rejected."""
@@ -80,14 +99,15 @@ class EmonCMS:
         answer = _json(text)
         if answer == "Node does not exist":
             answer = {}
-        if not isinstance(answer, dict) or "success" in answer:
-            raise self._not_emoncms(text)
-        inputs = {
-            name: (int(each["time"] or 0), float(each["value"] or 0))
-            for name, each in answer.items()
-            if isinstance(each, dict) and {"time", "value"} <= each.keys()
-        }
-        return Arrived(inputs, date - answered, date + 1 - asked)
+        try:
+            inputs = {name: (int(each["time"] or 0), float(each["value"] or 0)) for name, each in answer.items()}
+        except (AttributeError, TypeError, KeyError, ValueError):
+            raise self._not_emoncms(text) from None
+        return Arrived(inputs, date, asked, answered)
+
+    def version(self) -> str:
+        """Ask what it is: a text such as 11.16.8, for which EmonCMS wants no key. Raises as post()."""
+        return self._exchange("GET", "/version")[1]
 
     def close(self) -> None:
         """Close the connection."""
@@ -95,7 +115,7 @@ class EmonCMS:
 
     def _exchange(self, method: str, path: str, body: bytes | None = None, headers: Any = None) -> tuple[float, str]:  # noqa: ANN401
         """Return the answer's date, in epoch seconds, and its text, if the status is 200."""
-        kept = self._connect()
+        self.connect()
         response = None
         try:
             self._connection.request(method, self._path + path, body, self._headers | (headers or {}))
@@ -103,9 +123,10 @@ class EmonCMS:
             text = response.read(MAX_ANSWER).decode(errors="replace").strip()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            if kept and response is None and isinstance(error, ConnectionError):  # RemoteDisconnected is one
+            if self._kept and response is None and isinstance(error, ConnectionError):  # RemoteDisconnected is one
                 raise Dropped("the connection was closed", unclear=True) from error
             raise Unavailable(f"{self.url} {_reason(error, ANSWER_TIMEOUT_S)}", unclear=True) from error
+        self._kept = True
         if response.will_close or not response.isclosed():
             self._connection.close()
         self._check(response, text)
@@ -113,22 +134,6 @@ class EmonCMS:
             return parsedate_to_datetime(response.headers["Date"]).timestamp(), text
         except (TypeError, ValueError):
             return time.time(), text  # every web server sends a Date
-
-    def _connect(self) -> bool:
-        """Make sure of a connection; tell whether it is one that was kept."""
-        kept = self._connection.sock
-        if kept is not None:
-            readable, _, _ = select.select([kept], [], [], 0)
-            if not readable:
-                return True
-            self._connection.close()  # Apache closes after 5 s of silence and after 100 requests
-        try:
-            self._connection.connect()
-        except OSError as error:
-            self._connection.close()
-            raise Unavailable(f"{self.url} {_reason(error, CONNECT_TIMEOUT_S)}") from error
-        self._connection.sock.settimeout(ANSWER_TIMEOUT_S)
-        return False
 
     def _check(self, response: http.client.HTTPResponse, text: str) -> None:
         status = response.status
@@ -146,9 +151,8 @@ class EmonCMS:
 
     def _not_emoncms(self, text: str) -> Unavailable:
         if not text:
-            return Unavailable(
-                f"{self.url} answers nothing, as it does to a read key: is EMONCMS_APIKEY the write key?"
-            )
+            reason = "answers nothing, as it does to a read key: is EMONCMS_APIKEY the write key?"
+            return Unavailable(f"{self.url} {reason}", unclear=True)  # or its answer was cut
         if text == "false":
             return Unavailable(f"{self.url} knows no input/bulk: is EMONCMS_URL right?")
         return Unavailable(f"{self.url} answers {text[:120]!r}", unclear=True)

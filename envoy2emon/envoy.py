@@ -1,4 +1,4 @@
-"""The gateway: firmware, authentication, the stream, the reports, the inverters.
+"""Logged in to the gateway: the stream, the reports, the inverters.
 
 The law of this file: credentials go to this one host. What /info says decides how to log in, and it is asked again
 whenever that fails: Enphase changes firmware without notice (D5 to D7.6 in 18 minutes).
@@ -7,19 +7,19 @@ whenever that fails: Enphase changes firmware without notice (D5 to D7.6 in 18 m
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from urllib.parse import urlsplit
-from xml.etree import ElementTree as ET
+from typing import Any
 
 import requests
 from requests.auth import HTTPDigestAuth
 
+from envoy2emon import gateway
 from envoy2emon.connection import ANSWER_TIMEOUT_S, Connection, Refused, StreamLost
 from envoy2emon.enphase import NoToken
+from envoy2emon.gateway import Gateway
 from envoy2emon.settings import Config
 from envoy2emon.tokens import Token, Tokens
 
-_OK, _UNAUTHORIZED = 200, 401
+_OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
 _log = logging.getLogger(__name__)
 
 
@@ -27,18 +27,11 @@ class NotAllowed(Refused):
     """The token is good, but not for this: the role is too low, or the firmware keeps it from owners."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """What /info says: serial number, firmware such as D7.6.175, and whether it wants a token; url has no path."""
-
-    url: str
-    serial: str
-    firmware: str
-    needs_token: bool
-
-
 class Envoy:
-    """One gateway; on firmware < 7 as the user of the inverters, or else as the installer."""
+    """One gateway; on firmware < 7 as the user of the inverters, or else as the installer.
+
+    gateway: what /info said last, None before it has.
+    """
 
     def __init__(self, config: Config, tokens: Tokens, *, inverters: bool = False) -> None:
         self.gateway: Gateway | None = None
@@ -49,6 +42,7 @@ class Envoy:
         self._user = config.envoy_inverters_user if inverters else config.envoy_user
         self._password = config.envoy_inverters_password if inverters else config.envoy_password
         self._tokens = tokens
+        self._settled = False
         self._digest: HTTPDigestAuth | None = None
         self._token: Token | None = None
 
@@ -70,44 +64,15 @@ class Envoy:
             yield lambda: self.connection.chunk(response)
 
     def detect(self) -> Gateway:
-        """Ask /info, which decides between http and https. Raises StreamLost, Refused."""
-        reasons = []
-        for url in self._urls():
-            try:
-                with self.connection.get(url, "/info", ANSWER_TIMEOUT_S) as response:
-                    self.connection.note_certificate(response)
-                    if response.status_code == _OK:
-                        return self._known(url, self.connection.read(response))
-                    reasons.append(f"{url}/info answers {response.status_code}")
-            except StreamLost as lost:
-                reasons.append(str(lost))
-                if lost.nobody_there and urlsplit(url).port:
-                    break  # the other scheme would knock at the same door
-        raise StreamLost("; ".join(dict.fromkeys(reasons)))
-
-    def _urls(self) -> list[str]:
-        if "://" in self._host:
-            return [self._host]
-        # With a port of the owner's both questions go to one door, and a plain server there may wait for more of a TLS
-        # greeting until the time is up, while a TLS server refuses a plain question at once.
-        schemes = ("https", "http") if urlsplit(f"//{self._host}").port in (None, 443) else ("http", "https")
-        return [f"{scheme}://{self._host}" for scheme in schemes]
-
-    def _known(self, url: str, text: str) -> Gateway:
-        try:
-            info = ET.fromstring(text.strip())  # noqa: S314 - at most 1 MiB, from the owner's own gateway
-        except ET.ParseError:
-            raise StreamLost(f"{url}/info is not that of an Envoy: is ENVOY_HOST right?") from None
-        serial = self._serial or (info.findtext("device/sn") or "").strip()
-        firmware = (info.findtext("device/software") or "?").strip()
-        if not serial:
-            raise StreamLost(f"{url}/info tells no serial number: is ENVOY_HOST right? ENVOY_SERIAL can give it")
-        gateway = Gateway(url, serial, firmware, (info.findtext("web-tokens") or "").strip() == "true")
-        if gateway != self.gateway:
-            _log.info("Envoy: %s, firmware %s, serial number ending in %s", url, firmware, serial[-4:])
+        """Ask /info. Raises StreamLost, Refused."""
+        found = gateway.detect(self.connection, self._host, self._serial)
+        if found != self.gateway:
+            _log.info(
+                "Envoy: %s, firmware %s, serial number ending in %s", found.url, found.firmware, found.serial[-4:]
+            )
             self._digest = self._token = None
-        self.gateway = gateway
-        return gateway
+        self.gateway = found
+        return found
 
     def _text(self, path: str) -> str:
         with self._open(path, ANSWER_TIMEOUT_S) as response:
@@ -115,30 +80,27 @@ class Envoy:
 
     def _open(self, path: str, silence: float) -> requests.Response:
         """Return a good answer, its body unread; log in again, once, if the gateway wants it."""
-        try:
-            gateway = self.gateway or self.detect()
-            response = self._ask(gateway, path, silence)
-            if response.status_code == _UNAUTHORIZED:
-                response.close()
-                gateway = self._mend(gateway)
-                response = self._ask(gateway, path, silence)
-        except (StreamLost, Refused):
-            self.gateway = None  # it may be another one by the next attempt
-            raise
-        status = response.status_code
+        known = self.gateway if self._settled else None
+        self._settled = False  # unless all goes well: it may be another gateway by the next attempt
+        known = known or self.detect()
+        response = self._ask(known, path, silence)
+        if _denied(known, response):
+            response.close()
+            known = self._mend(known)
+            response = self._ask(known, path, silence)
+        denied, status = _denied(known, response), response.status_code
+        self._settled = status == _OK or (known.needs_token and denied)
         if status == _OK:
             return response
         response.close()
-        if gateway.needs_token and status in (401, 403, 404):
-            raise NotAllowed(f"firmware {gateway.firmware} does not open {path} to this token ({status})")
-        self.gateway = None
-        if status == _UNAUTHORIZED:
-            raise self._refused(gateway)
+        if denied:
+            words = f"firmware {known.firmware} does not open {path} to this token ({status})"
+            raise NotAllowed(words) if known.needs_token else self._refused(known)
         location = response.headers.get("Location")
-        raise StreamLost(f"{gateway.url}{path} answers {status}" + (f", a redirect to {location}" if location else ""))
+        raise StreamLost(f"{known.url}{path} answers {status}" + (f", a redirect to {location}" if location else ""))
 
     def _mend(self, before: Gateway) -> Gateway:
-        """After a 401: find out what the gateway wants now. Raises Refused if that is what it was given."""
+        """After a refusal: find out what the gateway wants now. Raises Refused if that is what it was given."""
         now = self.detect()
         if now.needs_token:
             self._login(now)
@@ -146,56 +108,67 @@ class Envoy:
             raise self._refused(now)
         return now
 
-    def _refused(self, gateway: Gateway) -> Refused:
+    def _refused(self, known: Gateway) -> Refused:
         prefix = "ENVOY_INVERTERS_" if self._inverters else "ENVOY_"
         cure = f"are {prefix}USER and {prefix}PASSWORD right?"
         if self._inverters:
             cure += " The default is envoy and the last six digits of the serial number; some firmware wants installer"
-        return Refused(f"{gateway.url}, firmware {gateway.firmware}, refuses user {self._user} (401): {cure}")
+        return Refused(f"{known.url}, firmware {known.firmware}, refuses user {self._user} (401): {cure}")
 
-    def _ask(self, gateway: Gateway, path: str, silence: float) -> requests.Response:
-        if gateway.needs_token:
-            if self._token is None or self._tokens.due(self._token):
-                self._login(gateway)
-            return self.connection.get(gateway.url, path, silence, headers=self._bearer())
-        digest = self._digest = self._digest or self._new_digest(gateway)
+    def _ask(self, known: Gateway, path: str, silence: float) -> requests.Response:
+        if known.needs_token:
+            token = self._token
+            if token is None or (self._tokens.due(token) and self._next_token(known) != token):
+                token = self._login(known)
+            how: dict[str, Any] = {"headers": {"Authorization": f"Bearer {token.text}"}}
+        else:
+            self._digest = self._digest or self._new_digest(known)
+            how = {"auth": self._digest}
         try:
             try:
-                return self.connection.get(gateway.url, path, silence, auth=digest)
+                return self.connection.get(known.url, path, silence, **how)
             except StreamLost as lost:
                 if not lost.cut:
                     raise
-                # R/D3.18 resets a kept connection after its 401 (HA 126162): the nonce is known by now.
-                return self.connection.get(gateway.url, path, silence, auth=digest)
+                # The gateway closed a kept connection, as it may; R/D3.18 resets one after its 401 (HA 126162), and
+                # the nonce is known by now.
+                return self.connection.get(known.url, path, silence, **how)
         except (LookupError, ValueError):
             # R3.9.36 answers bad credentials with a challenge that is none.
-            raise self._refused(gateway) from None
+            raise self._refused(known) from None
 
-    def _new_digest(self, gateway: Gateway) -> HTTPDigestAuth:
-        password = self._password.value if self._password else gateway.serial[-6:] if self._inverters else None
+    def _new_digest(self, known: Gateway) -> HTTPDigestAuth:
+        password = self._password.value if self._password else known.serial[-6:] if self._inverters else None
         if password is None:
-            raise Refused(f"firmware {gateway.firmware} wants the installer's password: put ENVOY_PASSWORD into .env")
+            raise Refused(f"firmware {known.firmware} wants the installer's password: put ENVOY_PASSWORD into .env")
         return HTTPDigestAuth(self._user, password)
 
-    def _bearer(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token.text}"} if self._token else {}
-
-    def _login(self, gateway: Gateway) -> None:
-        """Get a token that the gateway accepts, and its session cookie."""
-        for _ in range(2):
-            try:
-                self._token = self._tokens.token(gateway.serial)
-            except NoToken as trouble:
-                self._token = None
-                raise Refused(f"firmware {gateway.firmware}: {trouble}") from None
-            self.connection.forget_cookies()  # too many sessions answer 503 (VINC PR 27): hold one
-            with self.connection.get(
-                gateway.url, "/auth/check_jwt", ANSWER_TIMEOUT_S, headers=self._bearer()
-            ) as response:
-                if response.status_code == _OK:
-                    return
-                if response.status_code != _UNAUTHORIZED:
-                    raise StreamLost(f"{gateway.url}/auth/check_jwt answers {response.status_code}")
-            self._tokens.refused(self._token)
+    def _next_token(self, known: Gateway) -> Token:
+        try:
+            return self._tokens.token(known.serial)
+        except NoToken as trouble:
             self._token = None
-        raise Refused(f"firmware {gateway.firmware}: the gateway refuses a token fresh from Enphase")
+            raise Refused(f"firmware {known.firmware}: {trouble}") from None
+
+    def _login(self, known: Gateway) -> Token:
+        """Return a token that the gateway accepts, and have a session: too many get 503 (VINC PR 27)."""
+        self._token = None
+        for _ in range(2):
+            token = self._next_token(known)
+            headers = {"Authorization": f"Bearer {token.text}"}
+            self.connection.forget_cookies()  # a session that is still good would let a bad token pass
+            with self.connection.get(known.url, "/auth/check_jwt", ANSWER_TIMEOUT_S, headers=headers) as response:
+                self.connection.read(response)
+                if response.status_code == _OK:
+                    self._token = token
+                    return token
+                if response.status_code != _UNAUTHORIZED:
+                    raise StreamLost(f"{known.url}/auth/check_jwt answers {response.status_code}")
+            self._tokens.refused(token)
+        raise Refused(f"firmware {known.firmware}: the gateway refuses a token fresh from Enphase")
+
+
+def _denied(known: Gateway, response: requests.Response) -> bool:
+    # What a role or a firmware keeps from owners is answered 401 on D7.6.175, 404 where there is no such endpoint.
+    codes = (_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND) if known.needs_token else (_UNAUTHORIZED,)
+    return response.status_code in codes

@@ -22,6 +22,7 @@ MOST_WAIT_S = 300.0
 # Units that were taken off the roof keep their last report for years, watts and all (HA 103871).
 DEAD_AFTER_S = 7 * 86400
 
+_NOTHING = threading.Event()  # what a worker waits for that only waits
 _log = logging.getLogger(__name__)
 
 
@@ -35,13 +36,14 @@ class Poller:
         interval: float,
         clock: Callable[[], float],
         jitter: Callable[[], float],
+        wait: Callable[[float], object] = _NOTHING.wait,
     ) -> None:
         self.outage = Outage("Envoy", MOST_WAIT_S, clock, jitter)
         self._envoy = envoy
         self._inbox = inbox
         self._interval = interval
         self._clock = clock
-        self._pause = threading.Event()
+        self._wait = wait
         self._skipped: set[str] = set()
 
     def run(self, turned: Callable[[], None]) -> None:
@@ -66,7 +68,7 @@ class Poller:
             took = self._clock() - started
             fine = good and took <= self._interval / 2
             period = self._interval if fine else min(max(MOST_WAIT_S, self._interval), period * 2)
-            self._pause.wait(max(period - took, least))
+            self._wait(max(period - took, least))
 
     def _say_skipped(self, skipped: list[str]) -> None:
         if news := sorted(set(skipped) - self._skipped):
@@ -84,8 +86,7 @@ class Inverters:
         self._dead: set[str] = set()
         self._reports: list[InverterReport] = []
         # What an earlier run left in the backlog is on its way; all else is news.
-        _, waiting = backlog.oldest(len(backlog))
-        self._taken = {next(iter(row.inputs)).partition("_")[0]: int(row.at) for row in waiting}
+        self._taken = {next(iter(row.inputs)).partition("_")[0]: int(row.at) for row in backlog}
 
     def take(self, reports: list[InverterReport] | None) -> None:
         """Take the reports of one poll, or None when time has passed."""

@@ -125,9 +125,9 @@ class Live:
         self._send(self._latest)
 
     def _state(self) -> dict[str, object]:
-        # What the page needs to date readings by its own clock: seconds on ours, and how long a silence is no fault.
+        # What the page needs to date readings by its own clock: seconds by ours, and how long a silence is no fault.
         last = self._history[-1][0] if self._history else None
-        return {"now": int(self._clock()), "last": last, "patience": self._patience}
+        return {"now": round(self._clock(), 1), "last": last, "patience": self._patience}
 
     def _first_events(self) -> bytes:
         now = int(self._clock())

@@ -5,7 +5,6 @@ The law of this file: one message is one line (or, a traceback, lines of one lev
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from logging.handlers import WatchedFileHandler
@@ -35,11 +34,21 @@ class _Formatter(logging.Formatter):
         return "\n".join(prefix + line for line in text.splitlines())
 
 
+class _MovableFile(WatchedFileHandler):
+    """The file: one that cannot be opened again after logrotate moved it costs its lines, not the daemon."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+
 def under_journal(environ: Mapping[str, str]) -> bool:
     """Tell whether stderr is the journal: $JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
     try:
-        stderr = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):
+        stderr = os.fstat(2)
+    except OSError:
         return False
     return environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
 
@@ -59,7 +68,7 @@ def setup(
     logging.raiseExceptions = False  # a full disk under LOG_FILE is not worth a traceback a line
     if file:
         try:
-            handler = WatchedFileHandler(file, encoding="utf-8")
+            handler = _MovableFile(file, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             root.warning("LOG_FILE %s cannot be written (%s): logging goes to stderr only", file, error.strerror)
             return

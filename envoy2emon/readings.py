@@ -91,21 +91,16 @@ def parse_inverters(text: str) -> tuple[list[InverterReport], list[str]]:
         raise BadReading("an empty list")
     reports, skipped = [], []
     for number, entry in enumerate(entries, 1):
-        report = _inverter(entry) if isinstance(entry, dict) else None
-        if report:
-            reports.append(report)
+        unit = entry if isinstance(entry, dict) else {}
+        serial, date = unit.get("serialNumber"), _whole(unit.get("lastReportDate"))
+        watts = _number(unit.get("lastReportWatts"))
+        if not (isinstance(serial, str) and serial.isalnum() and serial.isascii()):
+            skipped.append(f"entry {number}")
+        elif date and watts is not None:
+            reports.append(InverterReport(serial, date, watts, _number(unit.get("maxReportWatts"))))
         else:
-            serial = entry.get("serialNumber") if isinstance(entry, dict) else None
-            skipped.append(f"inverter {serial}" if isinstance(serial, str) and serial else f"entry {number}")
+            skipped.append(f"inverter {serial}")
     return reports, skipped
-
-
-def _inverter(entry: dict[str, Any]) -> InverterReport | None:
-    serial, date = entry.get("serialNumber"), _whole(entry.get("lastReportDate"))
-    watts = _number(entry.get("lastReportWatts"))
-    if not (isinstance(serial, str) and serial.isalnum() and serial.isascii() and date and watts is not None):
-        return None
-    return InverterReport(serial, date, watts, _number(entry.get("maxReportWatts")))
 
 
 def _known_sections(answer: dict[str, Any]) -> dict[str, dict[str, dict[str, Decimal]]]:

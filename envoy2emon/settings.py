@@ -81,7 +81,7 @@ def _url(expected: str, *, path: bool, bare: bool = False) -> Callable[[str], st
         if not (
             valid
             and parts.scheme in (("http", "https", "") if bare else ("http", "https"))
-            and not (parts.username or parts.password or parts.query or parts.fragment)
+            and not re.search(r"[@?#\s]", text)
             and (path or parts.path in ("", "/"))
         ):
             raise NotValid(expected)
@@ -108,6 +108,7 @@ def setting(default: str | None, read: Callable[[str], Any]) -> Any:  # noqa: AN
 
 
 _LINE = ".+"
+_PASSWORD = _secret(_LINE, "a password on one line, and a quote in front of it closed behind it")
 _NODE = _text(r"[\w. -]+", "letters, digits, space, '_', '-' and '.': EmonCMS deletes all else")
 
 
@@ -119,15 +120,15 @@ class Config:
         "envoy.local", _url("a name, an address, host:port, or http(s)://host", path=False, bare=True)
     )
     envoy_user: str = setting("installer", _text(_LINE, "a user name"))
-    envoy_password: Secret | None = setting(None, _secret(_LINE, "a password"))
+    envoy_password: Secret | None = setting(None, _PASSWORD)
     envoy_inverters_user: str = setting("envoy", _text(_LINE, "a user name"))
-    envoy_inverters_password: Secret | None = setting(None, _secret(_LINE, "a password"))
+    envoy_inverters_password: Secret | None = setting(None, _PASSWORD)
     envoy_serial: str | None = setting(None, _text(r"\d{6,16}", "the digits of the serial number"))
     envoy_token: Secret | None = setting(
         None, _secret(r"[\w-]+\.[\w-]+\.[\w-]*", "a token: three parts, separated by dots, without spaces")
     )
     enphase_email: str | None = setting(None, _text(r"[^@\s]+@[^@\s]+", "an e-mail address"))
-    enphase_password: Secret | None = setting(None, _secret(_LINE, "a password"))
+    enphase_password: Secret | None = setting(None, _PASSWORD)
     enphase_login_url: str = setting(
         "https://enlighten.enphaseenergy.com/login/login.json", _url("an http(s) URL", path=True)
     )

@@ -5,6 +5,7 @@ and /ivp/meters/reports/ have one source (Matthew1471/Enphase-API, commit 929d49
 """
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def info(firmware: str, serial: str, *, metered: bool) -> str:
     """Make the XML of /info; <web-tokens> is there from firmware 7 on (38 of 38 fixtures of pyenphase)."""
     tokens = "  <web-tokens>true</web-tokens>\n" if version(firmware) >= (7,) else ""
     return (
-        "<?xml version='1.0' encoding='UTF-8'?>\n<envoy_info>\n  <time>1700000000</time>\n  <device>\n"
+        f"<?xml version='1.0' encoding='UTF-8'?>\n<envoy_info>\n  <time>{int(time.time())}</time>\n  <device>\n"
         f"    <sn>{serial}</sn>\n    <pn>800-00654-r08</pn>\n    <software>{firmware}</software>\n"
         f"    <euaid>4c8675</euaid>\n    <seqnum>0</seqnum>\n    <apiver>1</apiver>\n"
         f"    <imeter>{str(metered).lower()}</imeter>\n  </device>\n{tokens}</envoy_info>\n"

@@ -3,6 +3,8 @@
 The law of this file: it never takes the daemon down and never deletes what it cannot read. A file that is damaged or
 not ours is set aside under a new name; a disk that is full, read-only or missing is said once and tried again.
 
+All times in the file are those of one boot of the machine; whoever loads it after another boot moves them first.
+
 Dates across a restart: within one boot of the machine the monotonic clock goes on, and rows keep their dates exactly,
 however the wall clock jumps. Across a reboot, only the wall clock can bridge the gap: rows come back with the dates
 that the wall clock had for them when they were last saved. If it was wrong then, or is wrong when they are loaded (a Pi
@@ -26,11 +28,15 @@ from envoy2emon.inputs import Row
 _log = logging.getLogger(__name__)
 
 _OURS = 0x65326501  # SQLite's application_id: "e2e", layout 1
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _LAYOUT = f"""
+    BEGIN;
     PRAGMA application_id = {_OURS};
-    CREATE TABLE rows (first INTEGER PRIMARY KEY, count INTEGER, boot TEXT, packed BLOB);
-    CREATE TABLE boots (boot TEXT PRIMARY KEY, wall REAL);
-    CREATE TABLE progress (one INTEGER PRIMARY KEY, delivered INTEGER, flight_end INTEGER, sent REAL, failed REAL);
+    CREATE TABLE rows (first INTEGER PRIMARY KEY, count INTEGER, shift REAL, packed BLOB);
+    CREATE TABLE state (
+        one INTEGER PRIMARY KEY, boot TEXT, wall REAL, delivered INTEGER, flight_end INTEGER, sent REAL
+    );
+    COMMIT;
 """
 
 
@@ -76,42 +82,47 @@ class Spool:
         self._wall = wall_minus_monotonic
         self._file: sqlite3.Connection | None = None
         self._said = False
+        self._unread: Exception | None = None  # why the file has to be set aside first
         self.holds_rows = False
 
     def load(self, now: float) -> tuple[list[Group], Progress]:
         """Return the rows saved by an earlier run; `now` is the monotonic time that none of them may exceed."""
-        groups: list[Group] = []
-        progress = Progress(0)
-        if self._path is None or not self._path.exists():
-            return groups, progress
+        path = self._path
+        if path is None:
+            return [], Progress(0)
         try:
-            self._open(self._path)
-            progress = self._read(groups, now)
-        except (sqlite3.DatabaseError, zlib.error, ValueError, TypeError) as error:
-            self._set_aside(self._path, error)
+            if path.exists():
+                return self._read(self._open(path), now)
+        except (sqlite3.Error, zlib.error, ValueError, TypeError, LookupError) as error:
+            self._set_aside(path, error)
         except OSError as error:
+            self._unread = error
             self._say(error)
-        return groups, progress
+        return [], Progress(0)
 
     def save(self, groups: Iterable[Group], progress: Progress) -> bool:
         """Write new groups and the progress in one transaction; tell whether the disk has them now."""
         if self._path is None:
+            self._say("there is no state directory")
+            return False
+        if self._unread:
+            self._set_aside(self._path, self._unread)
+        if self._unread:
             return False
         try:
-            file = self._file or self._open(self._path)
-            with file:
+            with self._file or self._open(self._path) as file:
                 file.execute("BEGIN IMMEDIATE")
                 file.executemany(
                     "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)",
-                    [(group.first, group.count, self._boot, group.packed) for group in groups],
+                    [(group.first, group.count, group.shift, group.packed) for group in groups],
                 )
                 file.execute("DELETE FROM rows WHERE first + count <= ?", (progress.delivered,))
-                file.execute("INSERT OR REPLACE INTO boots VALUES (?, ?)", (self._boot, self._wall()))
-                flight = progress.flight
-                state = (flight.end, flight.sent_at, flight.failed_at) if flight else (None, None, None)
-                file.execute("INSERT OR REPLACE INTO progress VALUES (1, ?, ?, ?, ?)", (progress.delivered, *state))
+                self._note(file, progress)
         except (OSError, sqlite3.Error) as error:
-            self._say(error)
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                self._set_aside(self._path, error)
+            else:
+                self._say(error)
             return False
         if self._said:
             _log.info("the backlog is saved to %s again", self._path)
@@ -149,40 +160,55 @@ class Spool:
         self.holds_rows = True
         return file
 
-    def _read(self, groups: list[Group], now: float) -> Progress:
-        assert self._file  # noqa: S101 - load() opened it
-        select = self._file.execute
-        walls = dict(select("SELECT boot, wall FROM boots").fetchall())
-        shifts = {boot: wall - self._wall() if boot != self._boot else 0.0 for boot, wall in walls.items()}
-        for first, count, boot, packed in select("SELECT first, count, boot, packed FROM rows ORDER BY first"):
-            group = Group(first, count, packed, shifts.get(boot, 0.0))
-            # Reading all of it shows damage now; what an earlier boot dates after now moves back as a whole.
-            ahead = max(row.at for row in group.rows()) - now
-            if self._boot and ahead > 0:
-                groups[:] = [replace(earlier, shift=earlier.shift - ahead) for earlier in groups]
-                shifts = {boot: shift - ahead for boot, shift in shifts.items()}
-                group = replace(group, shift=group.shift - ahead)
+    def _read(self, file: sqlite3.Connection, now: float) -> tuple[list[Group], Progress]:
+        groups: list[Group] = []
+        state = file.execute("SELECT boot, wall, delivered, flight_end, sent FROM state").fetchone()
+        boot, wall, delivered, end, sent = state or (self._boot, 0.0, 0, None, 0.0)
+        newest = float("-inf")
+        for entry in file.execute("SELECT first, count, packed, shift FROM rows ORDER BY first"):
+            group = Group(*entry)
+            rows = group.rows()  # reading all of it shows damage now
+            if len(rows) != group.count or (groups and group.first != groups[-1].first + groups[-1].count):
+                raise ValueError("rows are missing")
+            newest = max(newest, rows[-1].at)
             groups.append(group)
-        row = select("SELECT delivered, flight_end, sent, failed FROM progress").fetchone()
-        delivered, end, sent, failed = row or (0, None, 0.0, 0.0)
-        shift = groups[0].shift if groups else 0.0
-        return Progress(delivered, None if end is None else Flight(end, sent + shift, failed + shift))
+        shift = 0.0 if boot == self._boot else min(wall - self._wall(), now - newest)
+        groups = [replace(group, shift=group.shift + shift) for group in groups]
+        progress = Progress(delivered, None if end is None else Flight(end, sent + shift))
+        if boot != self._boot:
+            with file:
+                file.execute("BEGIN IMMEDIATE")
+                file.execute("UPDATE rows SET shift = shift + ?", (shift,))
+                self._note(file, progress)
+        return groups, progress
+
+    def _note(self, file: sqlite3.Connection, progress: Progress) -> None:
+        flight = (progress.flight.end, progress.flight.sent_at) if progress.flight else (None, None)
+        state = (self._boot, self._wall(), progress.delivered, *flight)
+        file.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?, ?)", state)
 
     def _set_aside(self, path: Path, error: Exception) -> None:
+        """Give the file a new name, and with it its journal, which would spoil a new file."""
         self._close()
         self.holds_rows = False
         number = 1
         while (aside := path.with_suffix(f".damaged-{number}")).exists():
             number += 1
         try:
-            path.rename(aside)
-            _log.warning("the saved backlog %s cannot be read (%s): it is now %s", path, error, aside.name)
+            journal = Path(f"{path}-journal")
+            if journal.exists():
+                journal.rename(f"{aside}-journal")
+            if path.exists():
+                path.rename(aside)
+                _log.warning("the saved backlog %s cannot be read (%s): it is now %s", path, error, aside.name)
+            self._unread = None
         except OSError as trouble:
-            self._path = None
+            self._unread = error
             self._say(trouble)
 
-    def _say(self, error: Exception) -> None:
+    def _say(self, trouble: Exception | str) -> None:
         if not self._said:
-            _log.warning("the backlog cannot be saved to %s (%s): rows wait in memory only", self._path, error)
+            where = f" to {self._path}" if self._path else ""
+            _log.warning("the backlog cannot be saved%s (%s): rows wait in memory only", where, trouble)
             self._said = True
         self._close()

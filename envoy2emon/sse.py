@@ -22,7 +22,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._rest = b""
-        self._data: list[bytes] = []
+        self._data = bytearray()
         self._skip_newline = False
         self._at_start = True
 
@@ -39,22 +39,21 @@ class Decoder:
         *lines, self._rest = _LINE_END.split(self._rest + data)
         if data.endswith(b"\r"):
             self._skip_newline = True
-        events = [event for line in lines if (event := self._take(line)) is not None]
-        if len(self._rest) > MAX_EVENT:
+        if max(map(len, (*lines, self._rest))) > MAX_EVENT:
             raise LineTooLong(f"a line of more than {MAX_EVENT} bytes")
-        return events
+        return [event for line in lines if (event := self._take(line))]
 
     def _take(self, line: bytes) -> str | None:
         if self._at_start:
             line = line.removeprefix(b"\xef\xbb\xbf")
             self._at_start = False
         if not line:
-            event = b"\n".join(self._data)
+            event = self._data[:-1].decode(errors="replace")
             self._data.clear()
-            return event.decode(errors="replace") if event else None
+            return event
         field, _, value = line.partition(b":")
         if field == b"data":
-            self._data.append(value.removeprefix(b" "))
-            if sum(map(len, self._data)) > MAX_EVENT:
+            self._data += value.removeprefix(b" ") + b"\n"
+            if len(self._data) > MAX_EVENT:
                 raise LineTooLong(f"an event of more than {MAX_EVENT} bytes")
         return None

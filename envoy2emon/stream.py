@@ -25,6 +25,7 @@ REPORTS_EVERY_S = 1.0
 # Owners may read the stream on D7.0 and D8.3.6086, not on D7.6.175: an update may give it back.
 STREAM_AGAIN_S = 86400.0
 
+_NOTHING = threading.Event()  # what a worker waits for that only waits
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class Reader:
         silence: float,
         clock: Callable[[], float],
         jitter: Callable[[], float],
+        wait: Callable[[float], object] = _NOTHING.wait,
     ) -> None:
         self.outage = Outage("Envoy", MOST_WAIT_S, clock, jitter)
         self.bad = 0
@@ -48,8 +50,9 @@ class Reader:
         self._source = source
         self._silence = silence
         self._clock = clock
-        self._pause = threading.Event()
+        self._wait = wait
         self._reports_until = float("inf") if source == "reports" else float("-inf")
+        self._used = 0  # createdAt of the reports that were taken last
 
     def run(self, turned: Callable[[], None]) -> None:
         """Follow the stream or the reports, whichever this gateway allows."""
@@ -67,12 +70,13 @@ class Reader:
                     _log.info("Envoy: %s; its meter reports are read in place of the stream", trouble)
                     self._reports_until = self._clock() + STREAM_AGAIN_S
                     continue
-                wait = self.outage.fails(str(trouble), refused=True)
+                hint = "; STREAM_SOURCE=auto takes the meter reports in its place" if self._source == "stream" else ""
+                wait = self.outage.fails(f"{trouble}{hint}", refused=True)
             except Refused as trouble:
                 wait = self.outage.fails(str(trouble), refused=True)
             except StreamLost as trouble:
                 wait = self.outage.fails(str(trouble))
-            self._pause.wait(wait)
+            self._wait(wait)
 
     def _follow_stream(self, turned: Callable[[], None]) -> None:
         decoder = Decoder()
@@ -96,14 +100,13 @@ class Reader:
 
     def _follow_reports(self, turned: Callable[[], None]) -> None:
         opened = last = due = self._clock()
-        used = 0
         while self._clock() < self._reports_until:
             turned()
             started = self._clock()
             answer = self._parsed(parse_reports, self._envoy.reports(), started)
             now = self._clock()
-            if answer and answer[0] != used:
-                used = answer[0]
+            if answer and answer[0] != self._used:
+                self._used = answer[0]
                 self._inbox.put(Arrival(now, (answer[1],)))
                 self._arrived(now - opened)
                 last = now
@@ -111,7 +114,7 @@ class Reader:
                 raise StreamLost(f"the meter reports stand still for {self._silence:.0f} s")
             # A fixed rate; a gateway that is slow is left in peace for as long as it took.
             due = max(due + REPORTS_EVERY_S, now + (now - started))
-            self._pause.wait(due - now)
+            self._wait(due - now)
 
     def _parsed(self, parse: Callable[[str, float], T], text: str, at: float) -> T | None:
         try:

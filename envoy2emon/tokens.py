@@ -1,30 +1,28 @@
-"""The JWT that firmware 7 and later wants: its expiry, fetching it from Enphase, keeping it for both daemons.
+"""The JWT that firmware 7 and later wants: its expiry, where it comes from, when it is renewed.
 
 The law of this file: Enphase is asked for a login at most once in ten minutes, by both daemons together, and whoever
 reads a NoToken knows what to put into `.env`.
 """
 
 import base64
-import fcntl
 import json
 import logging
-import os
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from envoy2emon.enphase import NoToken, fetch
+from envoy2emon.outage import duration
 from envoy2emon.settings import Config
+from envoy2emon.token_file import Kept, TokenFile
 
 LOGIN_EVERY_S = 600.0
 # Owner tokens live 365 days, installer tokens 12 hours.
 RENEW_OWNER_S = 30 * 86400.0
 RENEW_INSTALLER_S = 3600.0
 SHORT_LIVED_S = 86400.0
-_TOKEN_FILE = "token.json"  # noqa: S105 - a file's name
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +39,8 @@ class Token:
     @classmethod
     def parse(cls, text: str) -> "Token":
         """Read the payload; the gateway checks the signature. Raises ValueError."""
+        if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]*", text, re.ASCII):
+            raise ValueError("it is no token")
         try:
             payload = text.split(".")[1]
             claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -68,22 +68,23 @@ class Tokens:
     def __init__(self, config: Config, state: Path | None, wall: Callable[[], float] = time.time) -> None:
         self.current: Token | None = None
         self._config = config
-        self._state = state
+        self._file = TokenFile(state)
         self._wall = wall
         self._refused: set[str] = set()
-        self._login_at = float("-inf")
         self._looked_at = float("-inf")
 
     def token(self, serial: str) -> Token:
         """Return a token for this gateway that it has not refused yet. Raises NoToken."""
-        pasted = self._pasted(serial) if self._config.envoy_token else None
+        pasted = self._pasted(serial) if self._config.envoy_token else "this firmware wants a token"
         if isinstance(pasted, Token):
             self.current = pasted
         elif self._config.enphase_email:
             self.current = self._kept_or_fetched(serial)
         else:
-            way = "set ENPHASE_EMAIL and ENPHASE_PASSWORD, or a new ENVOY_TOKEN from entrez.enphaseenergy.com"
-            raise NoToken(f"{pasted or 'this firmware wants a token'}: {way}")
+            raise NoToken(
+                f"{pasted}: put ENPHASE_EMAIL and ENPHASE_PASSWORD into .env, or an ENVOY_TOKEN from "
+                "https://entrez.enphaseenergy.com"
+            )
         return self.current
 
     def due(self, token: Token) -> bool:
@@ -112,69 +113,38 @@ class Tokens:
         return "the gateway refuses ENVOY_TOKEN" if token.text in self._refused else token
 
     def _kept_or_fetched(self, serial: str) -> Token:
-        with self._file() as (kept, keep):
-            token = self._usable(kept.get("token"), serial)
+        with self._file.held() as kept:
+            token = self._usable(kept.token, serial)
             now = self._wall()
             if token and now < token.renew_at:
                 return token
-            # One login in ten minutes, whichever way the clock jumped since.
-            since = abs(now - max(self._login_at, float(kept.get("login_at") or 0)))
+            since = abs(now - kept.login_at)  # whichever way the clock jumped meanwhile
             if since < LOGIN_EVERY_S:
                 if token:
                     return token
-                raise NoToken(f"a login {since / 60:.0f} min ago brought no good token: it is tried later")
-            self._login_at = now
-            keep({"token": token.text if token else None, "login_at": now})
+                trouble = kept.trouble or "the gateway refuses the token that Enphase gave"
+                raise NoToken(f"{trouble} (Enphase was asked {duration(since)} ago)")
+            asked = Kept(token.text if token else "", now)
+            self._file.keep(asked)  # before: a daemon that is killed meanwhile does not ask again when it is back
             try:
                 fresh = self._fresh(serial)
             except NoToken as trouble:
+                self._file.keep(replace(asked, trouble=str(trouble)))
                 if token is None:
                     raise
                 _log.warning("the token, good until %s, cannot be renewed: %s", token.expiry, trouble)
                 return token
-            keep({"token": fresh.text, "login_at": now})
+            self._file.keep(replace(asked, token=fresh.text))
             _log.info("a token was fetched from Enphase, good until %s", fresh.expiry)
             return fresh
 
-    def _usable(self, text: object, serial: str) -> Token | None:
+    def _usable(self, text: str, serial: str) -> Token | None:
         try:
-            token = Token.parse(text if isinstance(text, str) else "")
+            token = Token.parse(text)
         except ValueError:
             return None
         good = token.serial in ("", serial) and token.expires_at > self._wall() and token.text not in self._refused
         return token if good else None
-
-    @contextmanager
-    def _file(self) -> Iterator[tuple[dict[str, Any], Callable[[dict[str, Any]], None]]]:
-        """Hold the kept file, which the other daemon uses too; without a state directory there is none."""
-        kept: dict[str, Any] = {"token": self.current.text} if self.current else {}
-        try:
-            if self._state is None:
-                raise FileNotFoundError("no state directory")
-            self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            number = os.open(self._state / _TOKEN_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            _log.debug("the token is kept in memory only: %s", error)
-            yield kept, lambda _: None
-            return
-        with os.fdopen(number, "r+", encoding="utf-8") as file:
-            if os.geteuid() == 0:  # `sudo envoy2emon check`: the file belongs to the daemons all the same
-                owner = self._state.stat()
-                os.fchown(number, owner.st_uid, owner.st_gid)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                loaded = json.load(file)
-                kept = loaded if isinstance(loaded, dict) else kept
-            except ValueError:
-                pass  # empty when new, cut off by a power cut at worst: a token is fetched
-
-            def keep(content: dict[str, Any]) -> None:
-                file.seek(0)
-                file.truncate()
-                json.dump(content, file)
-                file.flush()
-
-            yield kept, keep
 
     def _fresh(self, serial: str) -> Token:
         try:

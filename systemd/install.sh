@@ -33,6 +33,7 @@ add_venv() { # Debian keeps ensurepip, which a virtual environment needs, in a p
     "$python" -c 'import ensurepip' 2>/dev/null && return
     command -v apt-get >/dev/null || stop "Python's ensurepip is missing: install your system's package for python3-venv"
     echo "Installing python3-venv"
+    export DEBIAN_FRONTEND=noninteractive
     apt-get install -qq -y python3-venv >/dev/null 2>&1 && return
     { apt-get update -qq && apt-get install -qq -y python3-venv >/dev/null; } ||
         stop "python3-venv cannot be installed: is the network there? Nothing else is changed"
@@ -48,7 +49,7 @@ build() { # beside the running program, which stays as it is until the new one i
         stop "the Python packages cannot be installed: is the network there? What was installed before is as it was"
     fi
     # The scripts name the folder that they were made in.
-    grep -lI "$program.new" "$program.new"/bin/* | xargs sed -i "s#$program\.new#$program#g"
+    grep -lI envoy2emon.new "$program.new"/bin/* | xargs sed -i 's/envoy2emon\.new/envoy2emon/g'
 }
 
 put_in_place() {

@@ -116,7 +116,7 @@ main() {
   fi
   [ "$(id -u)" = 0 ] || impossible "that takes root"
   [ -x "$root/lib/systemd/systemd" ] || impossible "there is no systemd in $root"
-  unshare -muinCpf true || impossible "no namespaces (a container without CAP_SYS_ADMIN?)"
+  unshare -muinCpf true 2>/dev/null || impossible "no namespaces (a container without CAP_SYS_ADMIN?)"
   group=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET) || impossible "cgroup2 is not mounted"
   scratch=$(mktemp -d -t machine.XXXXXX)
   group=$group/${scratch##*/}

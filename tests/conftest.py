@@ -1,7 +1,7 @@
 """What the tests have in common: the neighbours, and daemons set up for them."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
@@ -10,10 +10,17 @@ import pytest
 
 from envoy2emon.simulator import SimulatedEnvoy
 from envoy2emon.standin import StandInEmonCMS
+from tests.certificates import Certificate, self_signed
 from tests.daemons import Daemon, skip_or_fail
 from tests.emoncms import AnyEmonCMS
 
 StartDaemon = Callable[..., Daemon]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """Return one gateway's certificate."""
+    return self_signed("122112345678", tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture
@@ -44,8 +51,10 @@ def daemon(tmp_path: Path, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> It
     }
     with ExitStack() as stack:
 
-        def start(command: str, **changes: object) -> Daemon:
-            return stack.enter_context(Daemon(command, tmp_path / command, settings | changes))
+        def start(command: str, environment: Mapping[str, str] | None = None, **changes: object) -> Daemon:
+            made = Daemon(command, tmp_path / command, settings | changes)
+            made.environment |= environment or {}
+            return stack.enter_context(made)
 
         yield start
 

@@ -18,6 +18,8 @@ from uuid import uuid4
 import pytest
 
 PROJECT = Path(__file__).parent.parent
+_SECRET = re.compile(r"PASSWORD|TOKEN$|APIKEY")
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+")
 # What coverage's patch `subprocess` needs to measure the daemons: it starts in each of them from a .pth file.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 
@@ -97,10 +99,14 @@ class Daemon:
         return self._wait_for(self.notifications, pattern, timeout)
 
     def wait(self, timeout: float = 10.0) -> int:
-        """Return the exit code when the process has ended and all that it said is in."""
+        """Return the exit code when the process has ended and all that it said is in: no secret is."""
         code = self.process.wait(timeout)
         for thread in self._threads:
             thread.join()
+        secrets = {str(value) for name, value in self.settings.items() if value and _SECRET.search(name)}
+        for line in (*self.lines, *self.notifications):
+            assert not _JWT.search(line), line
+            assert not any(secret in line for secret in secrets), line
         return code
 
     def terminate(self, timeout: float = 10.0) -> tuple[int, float]:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
@@ -24,6 +24,8 @@ SETTINGS = Path("/etc/envoy2emon/.env")
 CANNOT_BOOT = 77
 _CLONE_NEWNET = 0x40000000  # <sched.h>; os.setns came with Python 3.12
 _PURE = ("requests", "urllib3", "certifi", "idna", "charset_normalizer", "dotenv", "envoy2emon")
+# As boot-systemd.sh has it: what namespaces do not hold back.
+_FENCE = "setpriv --bounding-set=-sys_time,-wake_alarm,-sys_module,-sys_rawio,-syslog,-mac_admin,-mac_override --"
 _ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
@@ -67,16 +69,18 @@ class Machine:
         """Power off."""
         self._boot.communicate(timeout=30)
 
-    def enter(self, *command: str, stdin: bytes = b"", **environ: str) -> subprocess.CompletedProcess[bytes]:
+    def enter(
+        self, *command: str, stdin: bytes = b"", environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run a command in the machine as root, whatever becomes of it."""
-        inside = ["nsenter", "--all", f"--target={self.pid}", *command]
+        inside = ["nsenter", "--all", f"--target={self.pid}", *_FENCE.split(), *command]
         return subprocess.run(
-            inside, input=stdin, env=_ENVIRONMENT | environ, capture_output=True, check=False, timeout=300
+            inside, input=stdin, env=_ENVIRONMENT | dict(environ or {}), capture_output=True, check=False, timeout=300
         )
 
-    def run(self, *command: str, stdin: bytes = b"", **environ: str) -> str:
+    def run(self, *command: str, stdin: bytes = b"") -> str:
         """Run a command that has to succeed and return what it printed on stdout."""
-        done = self.enter(*command, stdin=stdin, **environ)
+        done = self.enter(*command, stdin=stdin)
         assert done.returncode == 0, f"{command}: {done.returncode}\n{(done.stdout + done.stderr).decode()}"
         return done.stdout.decode()
 

@@ -1,0 +1,102 @@
+"""The questions to EmonCMS: is it there, may the key write, what has arrived.
+
+The law of this file: no question leaves an input behind.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from envoy2emon.check_verdict import Verdict, fail, ok, warn
+from envoy2emon.emoncms import EmonCMS, Rejected, Unauthorized, Unavailable
+from envoy2emon.outage import duration
+from envoy2emon.settings import Config
+
+# EmonCMS passes over rows of less than three items and answers ok (11.16.8); versions of 2016 find fault with the row.
+# Either answer takes a key that may write, and neither makes an input.
+NO_ROW = "data=[[0]]&sentat=0"
+# The stream brings rows every second, late by a slow EmonCMS at most.
+STALE_S = 300.0
+_VERSION = re.compile(r"(?:low-write )?v?\d+\.[\w.~ -]{1,30}")
+
+
+def ask(config: Config, clocks: dict[str, float]) -> Iterator[Verdict]:
+    """Ask all of it; `clocks` gets the seconds by which EmonCMS's clock is ahead of this computer's."""
+    url = config.emoncms_url
+    try:
+        version = _version(url)
+    except (Unavailable, Unauthorized, Rejected) as trouble:
+        answered = trouble.__cause__ is None
+        yield fail("EmonCMS", f"{trouble}{_elsewhere(url) if answered else ''}")
+        return
+    if version:
+        yield ok("EmonCMS", f"{url} is EmonCMS {version}")
+    elif elsewhere := _elsewhere(url):
+        yield fail("EmonCMS", f"{url} answers, but is not EmonCMS{elsewhere}")
+        return
+    emoncms = EmonCMS(url, config.emoncms_apikey)
+    try:
+        yield from _key(emoncms, config, version)
+        yield _inputs(emoncms, config, clocks)
+    except Unauthorized as trouble:
+        yield fail("key", f"{trouble}; it is found under Setup, My Account")
+    except Unavailable as trouble:
+        cure = "" if version else ". Is EMONCMS_URL right? There is no EmonCMS that tells its version"
+        yield fail("EmonCMS", f"{trouble}{cure}")
+    finally:
+        emoncms.close()
+
+
+def _version(url: str) -> str:
+    """Return the version, "" if what answers does not tell one as EmonCMS does."""
+    emoncms = EmonCMS(url, None)
+    text = emoncms.version()
+    emoncms.close()
+    return text if _VERSION.fullmatch(text) else ""
+
+
+def _elsewhere(url: str) -> str:
+    """Look for EmonCMS at the usual paths and say where it is."""
+    parts = urlsplit(url)
+    for path in {"/emoncms", ""} - {parts.path}:
+        other = f"{parts.scheme}://{parts.netloc}{path}"
+        try:
+            if _version(other):
+                return f": there is one at {other}, so set EMONCMS_URL={other}"
+        except (Unavailable, Unauthorized, Rejected):
+            pass
+    return ""
+
+
+def _key(emoncms: EmonCMS, config: Config, version: str) -> Iterator[Verdict]:
+    """Post a row that is none. Raises Unauthorized, Unavailable."""
+    try:
+        emoncms.post(NO_ROW)
+    except Rejected:
+        pass
+    except Unavailable:
+        emoncms.inputs(config.emoncms_node)  # whoever may read all the same has the read key
+        cure = "put the write key, found under Setup, My Account, into .env"
+        yield fail("key", f"EMONCMS_APIKEY is the read key, which cannot post: {cure}")
+        return
+    if not version:
+        yield ok("EmonCMS", f"{emoncms.url} is EmonCMS; its version it does not say")
+    yield ok("key", "EMONCMS_APIKEY may write")
+
+
+def _inputs(emoncms: EmonCMS, config: Config, clocks: dict[str, float]) -> Verdict:
+    """Tell what has arrived in both nodes. Raises Unavailable."""
+    told, newest = [], {}
+    for node in (config.emoncms_node, config.emoncms_inverters_node):
+        arrived = emoncms.inputs(node)
+        ahead = arrived.date + time.monotonic() - arrived.answered_at - time.time()
+        clocks["EmonCMS"] = ahead
+        if arrived.inputs:
+            newest[node] = max(0.0, time.time() + ahead - max(at for at, _ in arrived.inputs.values()))
+            told.append(f"{len(arrived.inputs)} in node {node}, the newest {duration(newest[node])} old")
+        else:
+            told.append(f"none in node {node} yet")
+    if newest.get(config.emoncms_node, 0.0) > STALE_S or not newest:
+        return warn("inputs", f"{'; '.join(told)}: are the daemons running? sudo systemctl status envoy2emon")
+    return ok("inputs", "; ".join(told))

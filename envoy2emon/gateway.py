@@ -1,0 +1,62 @@
+"""Which gateway is there: what /info says to anyone, and whether it says so by https or http.
+
+The law of this file: nothing secret is sent, and no redirect is followed: D7 to D8.2 redirect http to https, some of
+them to https://localhost (pyenphase).
+"""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+from xml.etree import ElementTree as ET
+
+import requests
+
+from envoy2emon.connection import ANSWER_TIMEOUT_S, Connection, StreamLost
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Serial number, firmware such as D7.6.175, and whether it wants a token; url has no path."""
+
+    url: str
+    serial: str
+    firmware: str
+    needs_token: bool
+
+
+def detect(connection: Connection, host: str, serial: str | None) -> Gateway:
+    """Ask `host` (ENVOY_HOST) for /info; `serial` counts more than what it says. Raises StreamLost, Refused."""
+    reasons = []
+    for url in _urls(host):
+        try:
+            with connection.get(url, "/info", ANSWER_TIMEOUT_S) as response:
+                connection.note_certificate(response)
+                if response.status_code == requests.codes.ok:
+                    return _read(url, connection.read(response), serial)
+                reasons.append(f"{url}/info answers {response.status_code}")
+        except StreamLost as lost:
+            reasons.append(str(lost))
+            if lost.nobody_there and urlsplit(url).port:
+                break  # the other scheme would knock at the same door
+    raise StreamLost("; ".join(dict.fromkeys(reasons)))
+
+
+def _urls(host: str) -> list[str]:
+    if "://" in host:
+        return [host]
+    # With a port of the owner's both questions go to one door, and a plain server there may wait for more of a TLS
+    # greeting until the time is up, while a TLS server refuses a plain question at once.
+    schemes = ("https", "http") if urlsplit(f"//{host}").port in (None, 443) else ("http", "https")
+    return [f"{scheme}://{host}" for scheme in schemes]
+
+
+def _read(url: str, text: str, serial: str | None) -> Gateway:
+    try:
+        info = ET.fromstring(text.strip())  # noqa: S314 - at most 1 MiB, from the owner's own gateway
+    except ET.ParseError:
+        raise StreamLost(f"{url}/info is not that of an Envoy: is ENVOY_HOST right?") from None
+    serial = serial or (info.findtext("device/sn") or "").strip()
+    if not serial:
+        raise StreamLost(f"{url}/info tells no serial number: is ENVOY_HOST right? ENVOY_SERIAL can give it")
+    firmware = (info.findtext("device/software") or "?").strip()
+    # <web-tokens> is true from firmware 7 on and absent below, in 38 of pyenphase's 38 recordings.
+    return Gateway(url, serial, firmware, (info.findtext("web-tokens") or "").strip() == "true")

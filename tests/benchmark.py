@@ -1,0 +1,270 @@
+"""What the stream daemon costs, beside the loop of the forum scripts: `python -m tests.benchmark [--json FILE]`.
+
+The law of this file: it measures and judges nothing. Both processes run in turn between the same neighbours, which
+have a process of their own; each figure is the median of all rounds, each ratio the median of the rounds' ratios.
+CPU time is that of /proc/PID/task/*/schedstat, wake-ups are voluntary context switches, memory is VmRSS.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Self
+
+from tests.peers import Peers, PeersProcess
+
+PROJECT = Path(__file__).parent.parent
+RATE = 10.0  # events a second
+VIEWERS = 32
+MIB = 1024 * 1024
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured; the full form takes under three minutes, the short one under 15 s."""
+
+    rounds: int = 5
+    paced: int = 40
+    idle_s: float = 1.5
+    burst: int = 1000
+    passed: int = 100_000
+    backlog: int = 86_400
+    drained: int = 3600
+
+
+SHORT = Size(rounds=1, paced=8, idle_s=0.3, burst=200, passed=1000, backlog=1000, drained=500)
+
+# Each figure's name, unit, and the goal: of the ratio ("x"), or of the figure itself.
+TABLE = {
+    "cpu": ("CPU time per event, 10 events/s", "ms", "x <= 0.40"),
+    "latency_p50": ("latency from socket to socket, p50", "ms", "x <= 0.50"),
+    "latency_p99": ("latency from socket to socket, p99", "ms", ""),
+    "throughput": ("greatest sustained rate", "events/s", "x >= 4"),
+    "connections": ("connections opened per event", "", "0"),
+    "wakeups": ("wake-ups per event", "", "1"),
+    "first_post": ("from exec to the first post", "ms", "x <= 1.3"),
+    "cpu_idle": ("CPU time while idle, per second", "ms", ""),
+    "wakeups_idle": ("wake-ups while idle, per second", "", "<= 1"),
+    "rss": ("memory at start", "MiB", "x <= 1.10"),
+    "rss_passed": ("memory after {passed} events, growth", "MiB", "<= 1"),
+    "rss_backlog": ("memory with a backlog of {backlog} rows, growth", "MiB", ""),
+    "drain": ("time to drain {drained} rows", "s", "<= 5"),
+    "cpu_viewers_0": ("CPU time per event, live page, no viewer", "ms", ""),
+    f"cpu_viewers_{VIEWERS}": (f"CPU time per event, live page, {VIEWERS} viewers", "ms", ""),
+    "rss_viewers_0": ("memory, live page, no viewer", "MiB", ""),
+    f"rss_viewers_{VIEWERS}": (f"memory, live page, {VIEWERS} viewers", "MiB", ""),
+}
+
+
+class Measured:
+    """A process under measurement, from its exec to the end of the `with`."""
+
+    def __init__(self, module: str, *arguments: str, **environment: str) -> None:
+        basic = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), "LOG_LEVEL": "ERROR"}
+        self.started = time.monotonic()
+        self.process = subprocess.Popen([sys.executable, "-m", module, *arguments], env=basic | environment)
+
+    def __enter__(self) -> Self:
+        """Do nothing: it runs already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+    def cpu_ms(self) -> float:
+        """Return the CPU time of all threads so far, in ms."""
+        return sum(int(text.split()[0]) for text in self._tasks("schedstat")) / 1e6
+
+    def wakeups(self) -> float:
+        """Return how often its threads have waited so far."""
+        return sum(int(re.findall(r"(?m)^voluntary_ctxt_switches:\s+(\d+)", text)[0]) for text in self._tasks("status"))
+
+    def rss_mib(self) -> float:
+        """Return the resident memory in MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
+
+    def _tasks(self, name: str) -> list[str]:
+        return [path.read_text() for path in Path(f"/proc/{self.process.pid}/task").glob(f"*/{name}")]
+
+
+@contextmanager
+def _daemon(peers: Peers, **environment: str) -> Iterator[Measured]:
+    with tempfile.TemporaryDirectory() as directory:
+        env_file = Path(directory, ".env")
+        env_file.touch(0o600)
+        env_file.write_text("".join(f"{name}='{value}'\n" for name, value in peers.settings().items()))
+        environment |= {"HOME": directory, "STATE_DIRECTORY": f"{directory}/state"}
+        with Measured("envoy2emon", "stream", "--env-file", str(env_file), **environment) as process:
+            yield process
+
+
+@contextmanager
+def _reference(peers: Peers) -> Iterator[Measured]:
+    with tempfile.TemporaryDirectory() as home, Measured("tests.reference", **peers.settings(), HOME=home) as process:
+        yield process
+
+
+def _round(peers: Peers, process: Measured, size: Size) -> Figures:
+    """Measure what both can do."""
+    first_post = (peers.first_post() - process.started) * 1000
+    peers.pace(RATE, 2)
+    rss = process.rss_mib()
+    before = process.cpu_ms(), process.wakeups(), peers.connections()
+    latencies = [seconds * 1000 for seconds in peers.pace(RATE, size.paced)]
+    after = process.cpu_ms(), process.wakeups(), peers.connections()
+    cpu, wakeups, connections = ((late - early) / size.paced for early, late in zip(before, after, strict=True))
+    idle = process.cpu_ms(), process.wakeups()
+    threading.Event().wait(size.idle_s)
+    return {
+        "cpu": cpu,
+        "latency_p50": median(latencies),
+        "latency_p99": quantiles(latencies, n=100, method="inclusive")[98],
+        "connections": connections,
+        "wakeups": wakeups,
+        "first_post": first_post,
+        "cpu_idle": (process.cpu_ms() - idle[0]) / size.idle_s,
+        "wakeups_idle": (process.wakeups() - idle[1]) / size.idle_s,
+        "rss": rss,
+        "throughput": size.burst / peers.burst(size.burst),
+    }
+
+
+def _memory(peers: Peers, size: Size) -> Figures:
+    """Measure memory over many events, and with a full backlog: EmonCMS is away."""
+    with _noisy_daemon(peers) as (daemon, wait_for_backlog):
+        peers.first_post()
+        peers.pace(RATE, 2)
+        start = daemon.rss_mib()
+        peers.burst(size.passed)
+        passed = daemon.rss_mib()
+        peers.go_away()
+        for left in range(size.backlog, 0, -1000):
+            peers.send(min(left, 1000))
+            wait_for_backlog(size.backlog - max(0, left - 1000))
+        full = daemon.rss_mib()
+    peers.come_back()
+    return {"rss_passed": passed - start, "rss_backlog": full - start}
+
+
+def _drain(peers: Peers, size: Size) -> Figures:
+    """Measure how fast a backlog goes when EmonCMS is back."""
+    with _noisy_daemon(peers) as (_, wait_for_backlog):
+        peers.first_post()
+        peers.go_away()
+        peers.send(size.drained)
+        wait_for_backlog(size.drained)
+        return {"drain": peers.drain(size.drained)}
+
+
+@contextmanager
+def _noisy_daemon(peers: Peers) -> Iterator[tuple[Measured, Callable[[int], None]]]:
+    """Run a daemon that tells its STATUS ten times a second."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind("")  # the kernel gives it an abstract name (unix(7))
+        notify.settimeout(60)
+
+        def wait_for_backlog(rows: int) -> None:
+            while not re.search(rf"backlog {rows}\b", notify.recv(4096).decode()):
+                pass
+
+        name = "@" + notify.getsockname()[1:].decode()
+        with _daemon(peers, NOTIFY_SOCKET=name, WATCHDOG_USEC="300000") as daemon:
+            yield daemon, wait_for_backlog
+
+
+def _live(peers: Peers, size: Size) -> Figures:
+    """Measure the live page, with and without viewers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    figures = {}
+    with _daemon(peers, LIVE_LISTEN=f"127.0.0.1:{port}") as daemon:
+        peers.first_post()
+        for viewers in (0, VIEWERS):
+            peers.watch(port, viewers)
+            peers.pace(RATE, 2)
+            before = daemon.cpu_ms()
+            peers.pace(RATE, size.paced)
+            figures[f"cpu_viewers_{viewers}"] = (daemon.cpu_ms() - before) / size.paced
+            figures[f"rss_viewers_{viewers}"] = daemon.rss_mib()
+    return figures
+
+
+def measure(size: Size) -> dict[str, dict[str, float | None]]:
+    """Return for each figure of TABLE ours, the reference's (None: it can't), and the ratio."""
+    ours: list[Figures] = []
+    references: list[Figures] = []
+    with PeersProcess() as process:
+        peers = process.Peers()
+        for _ in range(size.rounds):
+            with _daemon(peers) as daemon:
+                ours.append(_round(peers, daemon, size))
+            with _reference(peers) as reference:
+                references.append(_round(peers, reference, size))
+        alone = _memory(peers, size) | _drain(peers, size) | _live(peers, size)
+    result: dict[str, dict[str, float | None]] = {}
+    for name in TABLE:
+        if name in alone:
+            result[name] = {"ours": alone[name], "reference": None, "ratio": None}
+            continue
+        pairs = [(our[name], reference[name]) for our, reference in zip(ours, references, strict=True)]
+        ratios = [our / reference for our, reference in pairs if reference]
+        result[name] = {
+            "ours": median(our for our, _ in pairs),
+            "reference": median(reference for _, reference in pairs),
+            "ratio": median(ratios) if ratios else None,
+        }
+    return result
+
+
+def machine() -> dict[str, str | int | None]:
+    """Return what it was measured on."""
+    cpu = re.search(r"(?m)^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+    }
+
+
+def main() -> None:
+    """Measure, print the table, and write it as JSON if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description="What the stream daemon costs.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE as well")
+    parser.add_argument("--short", action="store_true", help="15 s in place of three minutes, to see that it works")
+    arguments = parser.parse_args()
+    size = SHORT if arguments.short else Size()
+    where, figures = machine(), measure(size)
+    counts = {name: f"{value:,}".replace(",", " ") for name, value in vars(size).items()}
+    print("{cpu}, {cores} cores, Python {python}, Linux {kernel}\n".format(**where))
+    print(f"{'':52} {'ours':>9} {'reference':>9} {'':8} {'ratio':>6}  goal")
+    for name, (label, unit, goal) in TABLE.items():
+        figure = figures[name]
+        ours, reference, ratio = (
+            "-" if (value := figure[key]) is None else f"{value:.{2 if abs(value) < 100 else 0}f}"
+            for key in ("ours", "reference", "ratio")
+        )
+        print(f"{label.format(**counts):52} {ours:>9} {reference:>9} {unit:8} {ratio:>6}  {goal}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": where, "size": vars(size), "figures": figures}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The neighbours of a process that is measured, in a process of their own: their work is not counted as its work.
+
+The law of this file: each event carries its number, so that its arrival can be told from all others. Times are
+monotonic seconds, which all processes of a machine share.
+"""
+
+import selectors
+import socket
+import threading
+import time
+from bisect import bisect
+from multiprocessing import get_context
+from multiprocessing.managers import BaseManager
+from typing import Literal
+
+from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.simulator_site import THREE_PHASE_EVENT
+from envoy2emon.standin import Fault, StandInEmonCMS
+
+NUMBERED = THREE_PHASE_EVENT.replace('"p":54.745', '"p":%d', 1)
+INPUT = "prod_ph-a_wNow"
+KEPT_ROWS = 5000
+LONGEST_S = 120.0
+
+
+class _EmonCMS(StandInEmonCMS):
+    """Notes when each request had come in: what the stand-in does with it then is not the sender's doing."""
+
+    def __init__(self) -> None:
+        super().__init__(keep=KEPT_ROWS)
+        self.read_at: list[float] = []
+
+    def note(self, connection: socket.socket, event: Literal["opened", "request", "closed"]) -> None:
+        if event == "request":
+            self.read_at.append(time.monotonic())
+        super().note(connection, event)
+
+
+class Peers:
+    """A simulated Envoy and a stand-in for EmonCMS, whose stream and rows are counted."""
+
+    def __init__(self) -> None:
+        self._envoy, self._emoncms = SimulatedEnvoy(), _EmonCMS()
+        self._envoy.start()
+        self._emoncms.__enter__()
+        self._number = 0
+        self._viewers: list[socket.socket] = []
+
+    def settings(self) -> dict[str, str]:
+        """Return what finds the two, as soon as nobody is there any more."""
+        self._envoy.wait_for(lambda: self._envoy.open_streams == 0)
+        return {
+            "ENVOY_HOST": self._envoy.host,
+            "ENVOY_PASSWORD": self._envoy.password,
+            "EMONCMS_URL": self._emoncms.url,
+            "EMONCMS_APIKEY": self._emoncms.key,
+        }
+
+    def connections(self) -> int:
+        """Return how many connections EmonCMS has accepted."""
+        return self._emoncms.connections
+
+    def first_post(self) -> float:
+        """Send an event as soon as the stream is open, and return when its post came in."""
+        self._envoy.wait_for_stream(LONGEST_S)
+        return self._arrivals(self.send(1))[0]
+
+    def pace(self, rate: float, count: int) -> list[float]:
+        """Send `count` events, `rate` a second, and return for each the seconds from one socket to the other."""
+        sent, pause = [], threading.Event()
+        start = time.monotonic() + 1 / rate
+        for number in range(count):
+            pause.wait(start + number / rate - time.monotonic())
+            sent.append(time.monotonic())
+            self.send(1)
+        arrivals = self._arrivals(count)
+        pause.wait(1 / rate)  # for what follows on a post
+        return [there - here for here, there in zip(sent, arrivals, strict=True)]
+
+    def burst(self, count: int, at_once: int = 1000) -> float:
+        """Send `count` events, so many at once, and return the seconds until EmonCMS had applied the last one."""
+        start = time.monotonic()
+        for left in range(count, 0, -at_once):
+            applied = self._emoncms.account.applied + self.send(min(left, at_once))
+            self._emoncms.wait_for(lambda due=applied: self._emoncms.account.applied >= due, LONGEST_S)  # type: ignore[misc]
+        return time.monotonic() - start
+
+    def send(self, count: int) -> int:
+        """Send `count` events at once and return how many."""
+        for _ in range(count):
+            self._number += 1
+            self._envoy.emit(NUMBERED % self._number)
+        return count
+
+    def go_away(self) -> None:
+        """Let EmonCMS answer every post with 502."""
+        self._emoncms.fault = Fault((502, ""))
+
+    def come_back(self) -> None:
+        """Let EmonCMS answer again."""
+        self._emoncms.fault = None
+
+    def drain(self, count: int) -> float:
+        """Let EmonCMS answer again; return the seconds between the first and the last of `count` rows."""
+        applied = self._emoncms.account.applied
+        self.come_back()
+        self._emoncms.wait_for(lambda: self._emoncms.account.applied > applied, LONGEST_S)
+        start = self._emoncms.read_at[-1]
+        self._emoncms.wait_for(lambda: self._emoncms.account.applied >= applied + count, LONGEST_S)
+        return time.monotonic() - start
+
+    def watch(self, port: int, count: int) -> None:
+        """Open the live page's events `count` times, and read them for ever."""
+        selector = selectors.DefaultSelector()
+        for _ in range(count):
+            viewer = socket.create_connection(("127.0.0.1", port))
+            viewer.sendall(b"GET /events HTTP/1.1\r\nHost: benchmark\r\n\r\n")
+            viewer.recv(65536)
+            selector.register(viewer, selectors.EVENT_READ)
+
+        def read() -> None:
+            while selector.get_map():
+                for key, _ in selector.select():
+                    if not key.fileobj.recv(65536):  # type: ignore[union-attr]
+                        selector.unregister(key.fileobj)
+
+        threading.Thread(target=read, daemon=True).start()
+
+    def _arrivals(self, count: int) -> list[float]:
+        """Wait for the last `count` events sent, and return when the posts that held them came in."""
+        numbers = range(self._number - count + 1, self._number + 1)
+        self._emoncms.wait_for(lambda: any(row.inputs.get(INPUT) == self._number for row in self._emoncms.rows[-1:]))
+        by_number = {int(row.inputs[INPUT]): row.arrived for row in self._emoncms.rows}
+        read_at = self._emoncms.read_at
+        return [read_at[bisect(read_at, by_number[number]) - 1] for number in numbers]
+
+
+class PeersProcess(BaseManager):
+    """Runs Peers elsewhere: `with PeersProcess() as process: peers = process.Peers()`."""
+
+    Peers: type[Peers]
+
+    def __init__(self) -> None:
+        super().__init__(ctx=get_context("spawn"))
+
+
+PeersProcess.register("Peers", Peers)

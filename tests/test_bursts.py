@@ -1,0 +1,106 @@
+"""Arrivals -> dated readings."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envoy2emon.bursts import HEEL_S, MOST_HELD_S, Arrival, Bursts
+from envoy2emon.readings import MeterReading
+
+
+def arrival(at: float, count: int) -> Arrival:
+    """Make `count` readings that came at once."""
+    return Arrival(at, tuple(MeterReading(at, {}) for _ in range(count)))
+
+
+def dates(arrivals: list[Arrival]) -> list[float]:
+    """Return the dates in order, asking as the main thread does: after each arrival and when the time has come."""
+    bursts, dated = Bursts(), []
+    for one, following in pairwise([*arrivals, Arrival(float("inf"))]):
+        dated += bursts.take(one) + bursts.release(one.at)
+        wait = bursts.wait(one.at)
+        if wait is not None and one.at + wait < following.at:
+            dated += bursts.release(one.at + wait)
+    return [reading.at for reading in dated]
+
+
+def test_a_stream_that_keeps_the_beat_is_not_touched() -> None:
+    """One event a second is given at once with the time of its arrival, but for the first after opening."""
+    bursts = Bursts()
+    assert bursts.take(Arrival(9.9)) == []
+    assert bursts.take(arrival(10.0, 1)) == []
+    assert bursts.wait(10.0) == pytest.approx(HEEL_S)
+    assert [reading.at for reading in bursts.release(10.0 + HEEL_S)] == [10.0]
+    for at in (11.0, 12.4, 13.0, 13.5):
+        assert [reading.at for reading in bursts.take(arrival(at, 1))] == [at]
+        assert bursts.wait(at) is None
+        assert bursts.release(at + 1) == []
+
+
+def test_22_events_after_silence_are_one_second_apart() -> None:
+    """D7.0.88: 22 at once after 22 s of silence are dated one second apart, the last when it came."""
+    assert dates([arrival(100.0, 1), arrival(122.0, 22)]) == [100.0, *(101.0 + back for back in range(22))]
+
+
+def test_the_first_burst_after_opening_goes_back_too() -> None:
+    """What a gateway had held back before the first event of a connection is dated one second apart as well."""
+    assert dates([Arrival(50.0), arrival(50.2, 8)]) == pytest.approx([43.2 + number for number in range(8)])
+
+
+@pytest.mark.parametrize("sizes", [[22], [1, 21], [7, 7, 8], [1] * 22], ids=str)
+def test_a_burst_in_several_arrivals_is_one(sizes: list[int]) -> None:
+    """A burst cut into arrivals a few milliseconds apart gets the dates of the same burst in one."""
+    pieces = [arrival(122.0 + 0.01 * number, size) for number, size in enumerate(sizes)]
+    last = pieces[-1].at
+    assert dates([arrival(100.0, 1), *pieces]) == pytest.approx([100.0, *(last - 21 + n for n in range(22))])
+
+
+def test_a_burst_does_not_go_back_behind_the_event_before() -> None:
+    """More events than seconds since the event before share these seconds evenly: 8 in 4 s are 0.5 s apart."""
+    assert dates([arrival(100.0, 1), arrival(104.0, 8)]) == [100.0, *(100.5 + 0.5 * number for number in range(8))]
+
+
+def test_two_at_once_without_silence_are_spread() -> None:
+    """Two events in one chunk half a second after another one are a quarter of a second apart."""
+    assert dates([arrival(100.0, 1), arrival(101.0, 1), arrival(101.5, 2)]) == [100.0, 101.0, 101.25, 101.5]
+
+
+def test_one_that_comes_late_and_alone_keeps_its_time() -> None:
+    """A single event after silence is held to see what follows, and dated when it came."""
+    assert dates([arrival(100.0, 1), arrival(113.0, 1), arrival(114.0, 1)]) == [100.0, 113.0, 114.0]
+
+
+def test_what_was_held_is_given_when_the_connection_breaks() -> None:
+    """A burst whose connection broke is given before what the next connection brings."""
+    bursts = Bursts()
+    assert bursts.take(arrival(10.0, 3)) == bursts.release(10.01) == []
+    assert bursts.take(Arrival(11.0)) == []
+    assert bursts.wait(11.0) == 0.0
+    assert [reading.at for reading in bursts.release(11.0)] == [8.0, 9.0, 10.0]
+
+
+def test_a_stream_without_pause_is_no_burst() -> None:
+    """A hundred events a second, more than any gateway sends, are held for half a second and then not at all."""
+    bursts = Bursts()
+    for number in range(1000):
+        at = 10.0 + number / 100
+        given = bursts.take(arrival(at, 1)) + bursts.release(at)
+        if at > 10.0 + MOST_HELD_S + 0.02:
+            assert [reading.at for reading in given] == [at]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.3, 1.0, 1.6, 22.0]), st.integers(0, 25)), max_size=30))
+def test_no_reading_is_lost_or_dated_before_the_one_in_front(steps: list[tuple[float, int]]) -> None:
+    """However they arrive: all come out, in order, none before the one in front or after the end of its burst."""
+    at, arrivals = 1000.0, []
+    for pause, count in steps:
+        at += pause
+        arrivals.append(arrival(at, count))
+    arrived = [one.at for one in arrivals for _ in one.readings]
+    dated = dates(arrivals)
+    assert len(dated) == len(arrived)
+    assert dated == sorted(dated)
+    assert all(date <= came + MOST_HELD_S for date, came in zip(dated, arrived, strict=True))

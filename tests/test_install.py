@@ -1,0 +1,174 @@
+"""install.sh on fresh Debian: bookworm (systemd 252, Python 3.11) and trixie (257, 3.13), which Raspberry Pi OS is."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.standin import StandInEmonCMS
+from tests.daemons import PROJECT, skip_or_fail
+from tests.machine import SETTINGS, Machine
+
+pytestmark = pytest.mark.timeout(300)  # making the roots for the first time takes most of it
+BOTH = ("envoy2emon", "envoy2emon_inv")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "envoy2emon-tests"
+CHECKOUT = ("envoy2emon", "systemd", "pyproject.toml", "README.md", "LICENSE", ".env.example")
+# The machine has no network: apt finds python3-venv among the packages that it has fetched, pip finds WHEELS.
+ROOT = (
+    "mmdebstrap",
+    "--variant=minbase",
+    "--include=systemd,systemd-sysv,dbus,python3,ca-certificates,avahi-daemon,libnss-mdns",
+    "--skip=cleanup/apt",
+    '--customize-hook=chroot "$1" apt-get clean',
+    '--customize-hook=chroot "$1" apt-get install --yes --download-only python3-venv',
+)
+PACKAGES = ("requests", "python-dotenv", "hatchling")
+PURE = ("--only-binary=:all:", "--implementation=py", "--abi=none", "--platform=any", "--python-version=3.11")
+WHEELS = (sys.executable, "-m", "pip", "download", "--quiet", *PURE, *PACKAGES, "--dest")
+OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/mnt/wheels"}
+# What install.sh may touch.
+TRACES = "ls -lA --time-style=full-iso /opt /usr/local/bin /etc/systemd/system /etc/envoy2emon 2>&1"
+
+
+def kept(name: str, *command: str) -> Path:
+    """Return a folder that the command makes, its last argument, and that is kept for the next run of the tests."""
+    path = CACHE / f"{name}-{sha256(' '.join(command).encode()).hexdigest()[:8]}"
+    if not path.exists():
+        new = path.with_suffix(".new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        made = subprocess.run([*command, str(new)], check=False, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        new.rename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Put a checkout, and the wheels that pip needs, where machines see them."""
+    share = tmp_path_factory.mktemp("share")
+    share.chmod(0o755)
+    for name in CHECKOUT:
+        source = PROJECT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, share / name)
+    shutil.copytree(kept("wheels", *WHEELS), share / "wheels")
+    return share
+
+
+@pytest.fixture(params=["bookworm", "trixie"])
+def machine(request: pytest.FixtureRequest, share: Path) -> Iterator[Machine]:
+    """Boot a fresh Debian."""
+    if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
+        skip_or_fail("making a fresh Debian takes root and mmdebstrap", "REQUIRE_SYSTEMD")
+    with Machine(kept(request.param, *ROOT, request.param), share) as machine:
+        yield machine
+
+
+def install(machine: Machine, *options: str, checkout: str = "/mnt") -> str:
+    """Run install.sh, which has to succeed without a complaint, and return its words."""
+    done = machine.enter(f"{checkout}/systemd/install.sh", *options, environ=OFFLINE)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    return done.stdout.decode()
+
+
+def refuses(machine: Machine, words: str, *before: str) -> None:
+    """Run install.sh, which has to end with these words and to leave everything as it was."""
+    was = machine.run("sh", "-c", f"{TRACES} || true")
+    done = machine.enter(*before, "/mnt/systemd/install.sh", environ={"PIP_RETRIES": "0"})
+    assert done.returncode == 1
+    assert words in done.stderr.decode().splitlines()[-1]
+    assert machine.run("sh", "-c", f"{TRACES} || true") == was
+
+
+def test_from_install_to_purge(machine: Machine) -> None:
+    """A Pi owner installs, edits, starts; later upgrades, uninstalls, installs again and purges."""
+    with machine.network(), SimulatedEnvoy(address=("127.0.0.2", 0)) as envoy, StandInEmonCMS() as emoncms:
+        assert f"Next: edit {SETTINGS}" in install(machine)
+        assert machine.run("stat", "--format=%U %a", str(SETTINGS)) == "root 600\n"
+        assert machine.run("systemctl", "is-enabled", *BOTH) == "enabled\nenabled\n"
+        verified = machine.enter("systemd-analyze", "verify", "--man=no", *(f"{unit}.service" for unit in BOTH))
+        assert (verified.stdout, verified.stderr) == (b"", b"")
+        assert ".new" not in machine.run("/opt/envoy2emon/bin/pip", "--version")
+
+        settings = edit_for(machine, envoy, emoncms)
+        start(machine, envoy, emoncms)
+
+        upgrade(machine)
+        assert machine.run("cat", str(SETTINGS)) == settings
+
+        assert "Kept" in install(machine, "--uninstall")
+        left = machine.run("sh", "-c", "ls -d /opt/envoy2emon* /usr/local/bin/* /etc/systemd/system/envoy* || true")
+        assert left == ""
+        assert machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "envoy2emon*") == ""
+        assert machine.run("cat", str(SETTINGS)) == settings
+        machine.run("test", "-e", "/var/lib/envoy2emon/")
+
+        install(machine)
+        start(machine, envoy, emoncms)
+        install(machine, "--purge")
+        assert machine.run("find", "/opt", "/usr/local", "/etc", "/var/lib", "/var/log", "-name", "envoy2emon*") == ""
+
+
+def edit_for(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> str:
+    """Fill in the settings, with the neighbours under their mDNS names, and return the file's text."""
+    machine.run("sh", "-c", "echo 127.0.0.2 envoy.local >>/etc/avahi/hosts; systemctl restart avahi-daemon")
+    values = {
+        "ENVOY_HOST": f"envoy.local:{envoy.address[1]}",
+        "ENVOY_PASSWORD": envoy.password,
+        "EMONCMS_URL": emoncms.url.replace("127.0.0.1", machine.run("hostname").strip() + ".local"),
+        "EMONCMS_APIKEY": emoncms.key,
+    }
+    text = machine.run("cat", str(SETTINGS))
+    for name, value in values.items():
+        text, edited = re.subn(f"^#?{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
+        assert edited == 1
+    machine.write(SETTINGS, text, "0600")
+    return text
+
+
+def start(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """Start both daemons and see the inputs of both nodes arrive."""
+    seen = len(emoncms.rows)
+    machine.run("systemctl", "start", *BOTH)
+    envoy.wait_for_stream(20)
+    envoy.emit(envoy.event)
+    nodes = {"Envoy-S", "Envoy-S-inverters"}
+    emoncms.wait_for(lambda: {row.node for row in list(emoncms.rows)[seen:]} == nodes, 20)
+
+
+def upgrade(machine: Machine) -> None:
+    """Install a newer checkout: what ran runs anew, what did not stays so, a new setting is named."""
+    machine.run("cp", "--recursive", "/mnt", "/srv/newer")
+    machine.run("sh", "-c", "cd /srv/newer; sed -i s/1.0.0/1.0.99/ pyproject.toml envoy2emon/__init__.py")
+    machine.run("sh", "-c", "printf '# What it does.\\n#SHINY_NEW=1\\n' >>/srv/newer/.env.example")
+    machine.run("systemctl", "stop", "envoy2emon_inv")
+    before = machine.show("envoy2emon", "MainPID")
+    words = install(machine, checkout="/srv/newer")
+    assert re.search(r"New settings.*: SHINY_NEW$", words, re.MULTILINE)
+    assert machine.run("envoy2emon", "--version") == "envoy2emon 1.0.99\n"
+    assert machine.show("envoy2emon", "MainPID") not in {before, "0"}
+    assert machine.show("envoy2emon_inv", "ActiveState") == "inactive"
+    machine.run("systemctl", "start", "envoy2emon_inv")
+
+
+def test_refusals_leave_all_as_it_was(machine: Machine) -> None:
+    """Not root, no systemd, no network, a Python too old: a clear sentence, and nothing half done."""
+    machine.write(Path("/etc/apt/apt.conf.d/once"), 'Acquire::Retries "0";')
+    refuses(machine, "this takes root", "setpriv", "--reuid=65534", "--clear-groups")
+    refuses(machine, "does not run systemd", "unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run; "$@"', "sh")
+    machine.run("sh", "-c", "mv /var/cache/apt/archives/*.deb /srv")
+    refuses(machine, "python3-venv cannot be installed: is the network there?")
+    machine.run("sh", "-c", "mv /srv/*.deb /var/cache/apt/archives")
+    refuses(machine, "the Python packages cannot be installed: is the network there?")
+    install(machine)
+    refuses(machine, "What was installed before is as it was")
+    machine.run("rm", "/usr/bin/python3")
+    machine.write(Path("/usr/bin/python3"), '#!/bin/sh\necho Python 3.9.2\n[ "$1" != -c ]\n', "0755")
+    refuses(machine, "Python 3.9.2 is too old")

@@ -1,0 +1,405 @@
+"""The live page over raw sockets: what is sent, to how many, and who is dropped."""
+
+import base64
+import hashlib
+import json
+import logging
+import re
+import select
+import socket
+import struct
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from envoy2emon import live, live_http
+from envoy2emon.live import Live, figures
+from envoy2emon.readings import MeterReading
+
+LIMIT_S = 20  # for whatever a test waits for
+NOW = 5000.0
+
+
+def reading(at: float, p: str | None, c: str | None, section: str = "ph-a") -> MeterReading:
+    """Build a reading of one phase; None leaves a section out."""
+    given = (("production", p), ("total-consumption", c))
+    return MeterReading(at, {name: {section: {"p": Decimal(watts)}} for name, watts in given if watts is not None})
+
+
+class Client:
+    """A socket to the page that has sent `request` and gives back what arrives."""
+
+    def __init__(self, port: int, request: bytes, receive_buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(LIMIT_S)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.sendall(request)
+        self.got = b""
+
+    def until(self, mark: bytes) -> bytes:
+        """Return what arrives up to the mark; the rest waits for the next call."""
+        while mark not in self.got:
+            data = self.socket.recv(65536)
+            assert data, f"closed before {mark!r}: {self.got!r}"
+            self.got += data
+        found, _, self.got = self.got.partition(mark)
+        return found + mark
+
+    def event(self, name: str) -> Any:  # noqa: ANN401 - whatever the event carries
+        """Return the data of the next event of this name."""
+        self.until(f"event: {name}\ndata: ".encode())
+        return json.loads(self.until(b"\n\n"))
+
+    def to_end(self) -> bytes:
+        """Return all that arrives before the other side ends the connection."""
+        try:
+            while data := self.socket.recv(65536):
+                self.got += data
+        except ConnectionError:
+            pass
+        return self.got
+
+
+Ask = Callable[..., Client]
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    """Give the page's clock: its only entry is the time."""
+    return [NOW]
+
+
+@pytest.fixture
+def page(clock: list[float]) -> Iterator[Live]:
+    """Serve the page."""
+    page = Live("127.0.0.1:0", lambda: clock[0])
+    page.start()
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def ask(page: Live) -> Iterator[Ask]:
+    """Connect with `ask("/events")`, `ask("/", method="HEAD")` or the bytes of a request."""
+    with ExitStack() as stack:
+
+        def connect(path: str | bytes, method: str = "GET", receive_buffer: int = 0) -> Client:
+            request = path if isinstance(path, bytes) else f"{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+            assert page.port
+            client = Client(page.port, request, receive_buffer)
+            stack.callback(client.socket.close)
+            return client
+
+        yield connect
+
+
+def full(ask: Ask) -> list[Client]:
+    """Take all places, one after the other."""
+    viewers = [ask("/events") for _ in range(live_http.MAX_VIEWERS)]
+    for viewer in viewers:
+        viewer.event("history")
+    return viewers
+
+
+def await_place(ask: Ask) -> Client:
+    """Ask until there is a place: the server learns of a departure a moment later."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        with suppress(ConnectionError):
+            client = ask("/events")
+            if b"200 OK" in client.socket.recv(15):
+                return client
+    pytest.fail("no place became free")
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"production": ["6540.9"], "total-consumption": ["4426.1"]}, {"p": 6540, "c": 4426, "n": -2114}),
+        ({"production": ["4", "6"], "total-consumption": ["300.9"]}, {"p": 0, "c": 300, "n": 300}),
+        ({"production": ["6", "5"], "total-consumption": ["5", "6", "0.5"]}, {"p": 11, "c": 11, "n": 0}),
+        ({"production": ["-2.5"], "total-consumption": ["-0.0"]}, {"p": 0, "c": 0, "n": 0}),
+        ({"production": ["11.9"], "total-consumption": ["10.2"]}, {"p": 11, "c": 10, "n": -1}),
+        ({"total-consumption": ["500"]}, {"p": None, "c": 500, "n": None}),
+        ({"production": ["500"], "net-consumption": ["-100"]}, {"p": 500, "c": None, "n": None}),
+        ({"production": ["500", None], "total-consumption": []}, {"p": None, "c": None, "n": None}),
+    ],
+)
+def test_figures(sections: dict[str, list[str | None]], expected: dict[str, int | None]) -> None:
+    """Figures are sums over phases; production of 10 W or less is 0; n = c - p; integers; nothing is invented."""
+    phases = {
+        name: {f"ph-{i}": {} if p is None else {"p": Decimal(p)} for i, p in enumerate(powers)}
+        for name, powers in sections.items()
+    }
+    assert figures(MeterReading(0.0, phases)) == expected
+
+
+def test_page_headers(ask: Ask) -> None:
+    """The page names its type and length, is not kept, and allows only the style and script that are in it."""
+    head, _, body = ask("/").to_end().partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert status == "HTTP/1.1 200 OK"
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert headers["Content-Length"] == str(len(body))
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["Connection"] == "close"
+    policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>".encode(), body, re.DOTALL)
+        assert base64.b64encode(hashlib.sha256(text).digest()).decode() in policy[f"{tag}-src"]
+
+
+def test_events_as_in_the_contract(page: Live, ask: Ask) -> None:
+    """A reading arrives as `event: solar_data` with p, c and n in one line, readable from any origin."""
+    viewer = ask("/events?from=elsewhere")
+    head = viewer.until(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+    assert b"\r\nAccess-Control-Allow-Origin: *\r\n" in head
+    assert b"\r\nX-Content-Type-Options: nosniff\r\n" in head
+    assert b"\r\nContent-Security-Policy: default-src 'none'" in head
+    assert b"Content-Length" not in head
+    assert viewer.until(b"\n\n") == b"retry: 3000\n\n"
+    assert viewer.event("history") == {"now": NOW, "last": None, "patience": live.STALE_S, "points": []}
+    for at in (NOW, NOW + 1):
+        page.show(reading(at, "6540.7", "4426.2"))
+        event = viewer.until(b"\n\n")
+        assert event == b'id: %d\nevent: solar_data\ndata: {"p":6540,"c":4426,"n":-2114}\n\n' % at
+
+
+def test_latest_at_once_unless_stale(page: Live, ask: Ask, clock: list[float]) -> None:
+    """The latest value comes on connecting; once it is too old to be true only its date comes."""
+    first = ask("/events")
+    page.show(reading(NOW, "100", "300"))
+    first.event("solar_data")
+    assert ask("/events").event("solar_data") == {"p": 100, "c": 300, "n": 200}
+    clock[0] += live.STALE_S + 1
+    late = ask("/events")
+    assert late.event("history")["last"] == NOW
+    page.show(reading(clock[0], "7000", "300"))
+    assert late.event("solar_data")["p"] == 7000
+
+
+def test_history(page: Live, ask: Ask, clock: list[float]) -> None:
+    """The history has one point a second, the later of two, of the last 15 minutes, and fits the send buffer."""
+    for half in range(4000):
+        page.show(reading(NOW + half / 2, str(10000 + half), "12345"))
+    page.show(reading(NOW + 2000, None, "7"))
+    page.show(reading(NOW + 2001, None, None))
+    clock[0] = NOW + 2000
+    viewer = ask("/events")
+    viewer.until(b"event: history\ndata: ")
+    text = viewer.until(b"\n\n")
+    assert len(text) < 20_000
+    points = json.loads(text)["points"]
+    assert [at for at, _, _ in points] == list(range(6101, 7001))
+    assert points[-2:] == [[6999, 13999, 12345], [7000, None, 7]]
+    clock[0] += 300
+    assert len(ask("/events").event("history")["points"]) == 600
+
+
+def test_burst(page: Live, ask: Ask) -> None:
+    """A gateway that sends 22 readings at once is given the time for the next 22 before it counts as silent."""
+    viewer = ask("/events")
+    viewer.event("history")
+    for age in range(21, -1, -1):
+        page.show(reading(NOW - age, "100", "300"))
+    ids = [int(re.findall(rb"id: (\d+)", viewer.until(b"\n\n"))[0]) for _ in range(22)]
+    assert ids == list(range(4979, 5001))
+    assert ask("/events").event("history")["patience"] == live.STALE_S + 2 * 21
+
+
+def test_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 15 seconds a comment line, and an event by which a script knows that the connection lives."""
+    assert live.HEARTBEAT_S == 15
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.05)
+    page = Live("127.0.0.1:0", lambda: NOW)
+    page.start()
+    assert page.port
+    viewer = Client(page.port, b"GET /events HTTP/1.1\r\n\r\n")
+    viewer.event("history")
+    assert viewer.until(b"\n\n").startswith(b": ")
+    assert viewer.event("alive") == {"now": NOW, "last": None, "patience": live.STALE_S}
+    page.close()
+    viewer.to_end()
+    viewer.socket.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/events", "/nothing"])
+def test_head(ask: Ask, path: str) -> None:
+    """HEAD gets the headers of GET and nothing after them."""
+    got = ask(path, method="HEAD").to_end()
+    assert got.endswith(b"\r\n\r\n")
+    assert ask(path).until(b"\r\n\r\n") == got
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /live.py HTTP/1.1\r\n\r\n", b"404 Not Found"),
+        (b"GET /../.env HTTP/1.1\r\n\r\n", b"404 Not Found"),
+        (b"GET //events HTTP/1.0\r\n\r\n", b"404 Not Found"),
+        (b"POST /events HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", b"405 Method Not Allowed"),
+        (b"OPTIONS / HTTP/1.1\r\n\r\n", b"405 Method Not Allowed"),
+        (b"hello\r\n\r\n", b"400 Bad Request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/2\r\n\r\n", b"400 Bad Request"),
+    ],
+)
+def test_other_requests(ask: Ask, request_: bytes, status: bytes) -> None:
+    """Other methods, other paths and what is no HTTP get a sentence, and the connection ends."""
+    head, _, body = ask(request_).to_end().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 " + status + b"\r\n")
+    assert (b"\r\nAllow: GET, HEAD\r\n" in head) == status.startswith(b"405")
+    assert b"\r\nX-Content-Type-Options: nosniff\r\n" in head
+    assert body.endswith(b".\n")
+
+
+def test_long_request(ask: Ask) -> None:
+    """A request that goes on beyond its limit is cut off."""
+    assert ask(b"GET / HTTP/1.1\r\nCookie: " + b"x" * 2 * live.MAX_REQUEST).to_end() == b""
+
+
+def test_slow_request(page: Live, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without end is dropped, one that grows byte by byte as well; viewers are not."""
+    monkeypatch.setattr(live, "REQUEST_S", 0.3)
+    viewer = ask("/events")
+    viewer.event("history")
+    assert ask(b"").to_end() == b""
+    dribbling = ask(b"GET / HT")
+    deadline = time.monotonic() + LIMIT_S
+    with pytest.raises(ConnectionError):  # noqa: PT012 - the connection ends at some byte
+        while time.monotonic() < deadline:
+            dribbling.socket.sendall(b"x")
+            select.select([dribbling.socket], [], [], 0.01)
+    page.show(reading(NOW, "100", "300"))
+    assert viewer.event("solar_data")["p"] == 100
+
+
+def test_cap(page: Live, ask: Ask) -> None:
+    """The 33rd viewer gets 503 with a sentence, also for the page; a place that becomes free is given away."""
+    viewers = full(ask)
+    for path in ("/events", "/"):
+        head, _, body = ask(path).to_end().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"\r\nRetry-After: 30" in head
+        assert body == b"32 viewers are watching, and that is the most: close one, then try again.\n"
+    viewers[0].socket.close()
+    # An abrupt end, as of a device that has lost its network and come back: reset in place of FIN.
+    viewers[1].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    viewers[1].socket.close()
+    newcomers = [await_place(ask), await_place(ask)]
+    page.show(reading(NOW, "100", "300"))
+    for viewer in viewers[2:] + newcomers:
+        assert viewer.event("solar_data")["p"] == 100
+
+
+def test_connections_are_bounded(page: Live, ask: Ask) -> None:
+    """Connections that ask nothing take at most 64 descriptors, and disturb no viewer."""
+    viewer = ask("/events")
+    viewer.event("history")
+    idle = [ask(b"") for _ in range(live.MAX_CONNECTIONS - 1)]
+    assert ask(b"").to_end() == b""
+    for client in idle:
+        client.socket.close()
+    await_place(ask)
+    page.show(reading(NOW, "100", "300"))
+    assert viewer.event("solar_data")["p"] == 100
+
+
+def test_slow_reader(page: Live, ask: Ask) -> None:
+    """Who does not read is dropped when 64 KiB wait for him; who reads gets every reading."""
+    reader, sleeper = ask("/events"), ask("/events", receive_buffer=4096)
+    reader.event("history")
+    sleeper.event("history")
+    count = 20_000
+    for n in range(count):
+        page.show(reading(NOW, "100", str(n)))
+        if n % 100 == 99:
+            while reader.event("solar_data")["c"] < n:
+                pass
+    assert len(sleeper.to_end()) < count * 60 / 2
+    page.show(reading(NOW, "100", "777777"))
+    assert reader.event("solar_data")["c"] == 777777
+
+
+def test_show_is_prompt(page: Live, ask: Ask) -> None:
+    """With 32 viewers, half of them asleep, show() takes no time, one thread serves all, memory stays bounded."""
+    threads = threading.active_count()
+    viewers = full(ask)
+    readers = viewers[::2]
+    for n in range(900):
+        page.show(reading(NOW + n, "6540", "4426"))
+    tracemalloc.start()
+    took = []
+    for n in range(900, 2700):
+        begun = time.perf_counter()
+        page.show(reading(NOW + n, "6540", "4426"))
+        took.append(time.perf_counter() - begun)
+        if n % 50 == 0:
+            for viewer in readers:
+                viewer.until(b"id: %d\n" % (NOW + n))
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    took.sort()
+    print(f"show(): median {took[900] * 1e6:.0f} us, 99 % {took[1782] * 1e6:.0f} us, most {took[-1] * 1e3:.1f} ms")
+    assert took[1782] < 0.05
+    assert threading.active_count() == threads
+    assert grown < 32 * live_http.MAX_UNSENT + 1_000_000
+
+
+def test_port_taken(page: Live, caplog: pytest.LogCaptureFixture) -> None:
+    """A port that another program holds is one ERROR with the cure, and the daemon goes on."""
+    second = Live(f"127.0.0.1:{page.port}")
+    second.start()
+    second.show(reading(NOW, "1", "2"))
+    second.close()
+    (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
+    assert "Address already in use" in record.message
+    assert f"LIVE_LISTEN=127.0.0.1:{page.port}" in record.message
+    assert second.port is None
+
+
+@pytest.mark.parametrize("listen", ["192.0.2.1:8080", "no-such-host.invalid:8080", f"{'a' * 70}:8080"])
+def test_no_such_address(listen: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An address that is not this machine's is one ERROR as well."""
+    Live(listen).start()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_both_families() -> None:
+    """`[::]` serves IPv4 as well."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    page = Live("[::]:0")
+    page.start()
+    assert page.port
+    for address in ("127.0.0.1", "::1"):
+        with socket.create_connection((address, page.port), LIMIT_S) as client:
+            client.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+    page.close()
+
+
+def test_close(page: Live, ask: Ask) -> None:
+    """close() ends viewers, the port and the thread; showing goes on without harm."""
+    viewer, asking = ask("/events"), ask(b"GET /")
+    viewer.event("history")
+    page.close()
+    viewer.to_end()
+    asking.to_end()
+    page.show(reading(NOW, "1", "2"))
+    assert not [thread for thread in threading.enumerate() if thread.name == "live"]
+    with pytest.raises(ConnectionRefusedError):
+        ask("/")

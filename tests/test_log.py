@@ -1,0 +1,183 @@
+"""Where log lines go, and what is not in them."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from envoy2emon import log
+from tests.daemons import PROJECT
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """Give the root logger back as it was."""
+    root, urllib3 = logging.getLogger(), logging.getLogger("urllib3")
+    before = root.handlers[:], root.level, urllib3.level, logging.raiseExceptions
+    yield
+    for handler in set(root.handlers) - set(before[0]):
+        with suppress(OSError):  # on /dev/full
+            handler.close()
+    root.handlers[:], root.level, urllib3.level, logging.raiseExceptions = before
+    root.setLevel(before[1])  # it also forgets which levels were found to be enabled
+
+
+@pytest.fixture
+def journal(capfd: pytest.CaptureFixture[str]) -> dict[str, str]:  # noqa: ARG001 - it gives stderr a file
+    """Return the environment in which this process's stderr is the journal."""
+    stderr = os.fstat(2)
+    return {"JOURNAL_STREAM": f"{stderr.st_dev}:{stderr.st_ino}"}
+
+
+def fail(words: str) -> None:
+    """Log an exception of these words, with its traceback."""
+
+    def raises() -> None:
+        raise RuntimeError(words)
+
+    try:
+        raises()
+    except RuntimeError:
+        logging.getLogger("x").exception("it failed")
+
+
+@pytest.mark.parametrize(
+    ("level", "number"), [("DEBUG", 7), ("INFO", 6), ("WARNING", 4), ("ERROR", 3), ("CRITICAL", 2)]
+)
+def test_the_journal_gets_levels_and_no_time(
+    journal: dict[str, str], capfd: pytest.CaptureFixture[str], level: str, number: int
+) -> None:
+    """Under the journal a line is its syslog priority and the message: the journal has the time itself."""
+    log.setup(journal, "DEBUG")
+    logging.getLogger("x").log(logging.getLevelName(level), "%d rows", 7)
+    assert capfd.readouterr().err == f"<{number}>7 rows\n"
+
+
+def test_each_line_of_a_traceback_has_its_level(journal: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+    """The journal makes an entry of each line: all lines of a traceback are errors."""
+    log.setup(journal)
+    fail("one\ntwo")
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) > 4
+    assert all(line.startswith("<3>") for line in lines)
+    assert lines[0] == "<3>it failed"
+    assert lines[-2:] == ["<3>RuntimeError: one", "<3>two"]
+
+
+@pytest.mark.parametrize("environ", [{}, {"JOURNAL_STREAM": "1:2"}, {"JOURNAL_STREAM": ""}])
+def test_a_terminal_gets_time_and_level(environ: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Where stderr is not the journal, also below a service whose stderr is, a line has UTC and the level's name."""
+    log.setup(environ)
+    logging.getLogger("x").warning("away")
+    assert re.fullmatch(f"{TIME} WARNING away\n", capfd.readouterr().err)
+
+
+def test_a_closed_stderr_harms_nobody(tmp_path: Path) -> None:
+    """A daemon that was started without a stderr says nothing there, and ends as it would with one."""
+    command = ["sh", "-c", 'exec "$0" -m envoy2emon stream 2>&-', sys.executable]
+    assert subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, check=False).returncode == 78
+
+
+def test_the_level_holds(capfd: pytest.CaptureFixture[str]) -> None:
+    """What is below LOG_LEVEL is not written, and of urllib3's news only errors are."""
+    log.setup({}, "WARNING")
+    logging.getLogger("x").info("calm")
+    log.setup({}, "DEBUG")
+    logging.getLogger("urllib3.connectionpool").warning("retrying")
+    logging.getLogger("x").debug("shown")
+    assert re.fullmatch(f"{TIME} DEBUG shown\n", capfd.readouterr().err)
+
+
+def test_the_file_has_utc_pid_and_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of LOG_FILE has UTC wherever the machine is, the process and the level; the file may hold older lines."""
+    file = tmp_path / "stream.log"
+    file.write_text("older\n")
+    monkeypatch.setattr("time.localtime", lambda *_: pytest.fail("local time"))
+    log.setup({}, "INFO", file)
+    logging.getLogger("x").error("away: %s", "é\ud800")
+    assert re.fullmatch(rf"older\n{TIME} {os.getpid()} ERROR away: é\\ud800\n", file.read_text("utf-8"))
+
+
+def test_logrotate_may_move_the_file(tmp_path: Path) -> None:
+    """After a rename the next line goes into a new file, the old one stays as it was."""
+    file, moved = tmp_path / "stream.log", tmp_path / "stream.log.1"
+    log.setup({}, "INFO", file)
+    logging.getLogger("x").info("first")
+    file.rename(moved)
+    logging.getLogger("x").info("second")
+    assert moved.read_text().endswith("INFO first\n")
+    assert re.fullmatch(rf"{TIME} \d+ INFO second\n", file.read_text())
+
+
+def test_a_file_that_cannot_be_had_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """LOG_FILE in a directory that is not there, or in a directory's place, is a WARNING; lines go to stderr only."""
+    for file, reason in ((tmp_path / "no" / "x.log", "No such file or directory"), (tmp_path, "Is a directory")):
+        log.setup({}, "INFO", file)
+        logging.getLogger("x").info("on")
+        warning, line = capfd.readouterr().err.splitlines()
+        words = f"WARNING LOG_FILE {file} cannot be written ({reason}): logging goes to stderr only"
+        assert warning.endswith(words)
+        assert line.endswith("INFO on")
+
+
+def test_a_file_that_is_lost_harms_nobody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A file that cannot be opened again after it was moved costs its lines; it is used again when it can be."""
+    folder, moved = tmp_path / "log", tmp_path / "moved"
+    folder.mkdir()
+    log.setup({}, "INFO", folder / "stream.log")
+    folder.rename(moved)
+    for number in range(3):
+        logging.getLogger("x").info("lost %d", number)
+    folder.mkdir()
+    logging.getLogger("x").info("back")
+    assert (folder / "stream.log").read_text().endswith("INFO back\n")
+    assert [line.split(" ", 2)[2] for line in capfd.readouterr().err.splitlines()] == [
+        "lost 0",
+        "lost 1",
+        "lost 2",
+        "back",
+    ]
+
+
+def test_a_full_disk_harms_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    """A file that cannot take a line does not disturb stderr."""
+    log.setup({}, "INFO", Path("/dev/full"))
+    logging.getLogger("x").info("on")
+    assert re.fullmatch(f"{TIME} INFO on\n", capfd.readouterr().err)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=6), st.text(max_size=5))
+def test_secrets_are_stars(tmp_path: Path, secret: str, around: str) -> None:
+    """A secret in a message, its arguments, an exception or a traceback is three stars in the file."""
+    file = tmp_path / "x.log"
+    file.write_text("")
+    log.setup({}, "INFO", file, [secret])
+    logging.getLogger("x").info("%s", around + secret + around)
+    fail(f"key {secret}")
+    text = file.read_text("utf-8")
+    assert secret not in text.replace("***", "\0")
+    assert "***" in text
+
+
+def test_secrets_are_stars_everywhere(
+    tmp_path: Path, journal: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stderr and file alike hide each secret, whole when one is part of another; short ones would hide words."""
+    log.setup(journal, "INFO", tmp_path / "x.log", ["hunter2", "hunter2hunter2", "abc"])
+    logging.getLogger("x").info("abc hunter2hunter2 hunter2")
+    fail("Bearer hunter2")
+    for text in (capfd.readouterr().err, (tmp_path / "x.log").read_text()):
+        assert "hunter2" not in text
+        assert "abc *** ***\n" in text
+        assert "RuntimeError: Bearer ***\n" in text

@@ -1,0 +1,211 @@
+"""From the gateway's stream to EmonCMS's inputs, daemon and neighbours as processes and sockets."""
+
+import json
+import time
+from collections.abc import Callable
+from decimal import Decimal
+
+import pytest
+
+from envoy2emon.account import AppliedRow
+from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES
+from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.simulator_site import THREE_PHASE_EVENT
+from envoy2emon.standin import StandInEmonCMS
+from tests.conftest import StartDaemon
+
+DEFAULT_KEYS = ("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor")
+
+
+def inputs_of(event: str) -> dict[str, str]:
+    """Return the inputs that an event makes by default, each in the Envoy's digits."""
+    sections = json.loads(event, parse_float=str, parse_int=str)
+    return {
+        f"{section}_{phase}_{key}": values[KEY_NAMES[key]]
+        for section, name in SECTION_NAMES.items()
+        for phase, values in sections[name].items()
+        for key in DEFAULT_KEYS
+    }
+
+
+def numbered(number: int) -> str:
+    """Return an event that carries a number."""
+    return THREE_PHASE_EVENT.replace('"p":54.745', f'"p":{number}.5', 1)
+
+
+def number_of(row: AppliedRow) -> int:
+    """Return the number of numbered()."""
+    return int(row.inputs["prod_ph-a_wNow"])
+
+
+def texts(row: AppliedRow) -> dict[str, str]:
+    """Return a row's inputs in the digits in which they came."""
+    return {name: str(value) for name, value in row.inputs.items()}
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_three_phases(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, *, chunked: bool) -> None:
+    """Each event arrives at once, in either framing, as 36 inputs with exactly the Envoy's values, by digest."""
+    envoy.chunked, envoy.newline = chunked, "\r\n"
+    stream = daemon("stream")
+    envoy.wait_for_stream()
+    for count, event in enumerate([THREE_PHASE_EVENT, numbered(1), numbered(1), numbered(2)], 1):
+        emitted = time.monotonic()
+        envoy.emit(event)
+        emoncms.wait_for(lambda count=count: len(emoncms.rows) >= count)
+        row = emoncms.rows[-1]
+        assert (row.node, texts(row)) == ("Envoy-S", inputs_of(event))
+        assert len(row.inputs) == 36
+        assert row.arrived - emitted < 0.5
+        assert abs(row.time - time.time()) <= 1.5
+    asked = [(request.path, request.status, request.user) for request in envoy.requests]
+    assert asked == [("/info", 200, None), ("/stream/meter", 401, None), ("/stream/meter", 200, "installer")]
+    assert emoncms.connections == 1
+    assert stream.terminate()[0] == 0
+    assert len(emoncms.rows) == 4
+
+
+def one_write(envoy: SimulatedEnvoy, data: bytes) -> None:
+    """Send all at once."""
+    envoy.emit_raw(data)
+
+
+def chunk_by_chunk(envoy: SimulatedEnvoy, data: bytes) -> None:
+    """Send an HTTP chunk for each event."""
+    for event in data.split(b"\n\n")[:-1]:
+        envoy.emit_raw(event + b"\n\n")
+
+
+def pieces(envoy: SimulatedEnvoy, data: bytes) -> None:
+    """Send pieces that know nothing of events."""
+    for start in range(0, len(data), 1400):
+        envoy.emit_raw(data[start : start + 1400])
+
+
+@pytest.mark.parametrize(("send", "chunked"), [(one_write, True), (chunk_by_chunk, True), (pieces, False)])
+def test_burst(
+    daemon: StartDaemon,
+    envoy: SimulatedEnvoy,
+    emoncms: StandInEmonCMS,
+    send: Callable[[SimulatedEnvoy, bytes], None],
+    *,
+    chunked: bool,
+) -> None:
+    """Events that the gateway held back are dated one second apart: 22 at once, as D7.0.88 sends them."""
+    envoy.chunked = chunked
+    daemon("stream")
+    envoy.wait_for_stream()
+    send(envoy, b"".join(f"data: {numbered(number)}\n\n".encode() for number in range(22)))
+    emoncms.wait_for(lambda: len(emoncms.rows) >= 22)
+    last = emoncms.rows[-1].time
+    assert [number_of(row) for row in emoncms.rows] == list(range(22))
+    assert [row.time for row in emoncms.rows] == list(range(last - 21, last + 1))
+    assert abs(last - time.time()) <= 1.5
+
+
+def test_burst_not_before_the_last_event(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """A burst is dated back to at most the event before it."""
+    daemon("stream")
+    envoy.wait_for_stream()
+    envoy.emit(numbered(0))
+    emoncms.wait_for(lambda: len(emoncms.rows) == 1)
+    one_write(envoy, b"".join(f"data: {numbered(number)}\n\n".encode() for number in range(1, 9)))
+    emoncms.wait_for(lambda: len(emoncms.rows) == 9)
+    times = [row.time for row in emoncms.rows]
+    assert times == sorted(times)
+    assert times[-1] - times[0] <= 2
+
+
+def test_selection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """STREAM_SECTIONS, _KEYS, _PHASES, _MIN_PRODUCTION_W and _NET choose and alter what is posted, and the node."""
+    daemon(
+        "stream",
+        STREAM_SECTIONS="prod,net",
+        STREAM_KEYS="wNow,reactPower,apprntPwr,frequency",
+        STREAM_PHASES="ph-b,ph-a",
+        STREAM_MIN_PRODUCTION_W=50,
+        STREAM_NET="calculated",
+        EMONCMS_NODE="roof",
+    )
+    envoy.wait_for_stream()
+    envoy.emit(THREE_PHASE_EVENT)
+    emoncms.wait_for(lambda: bool(emoncms.rows))
+    (row,) = emoncms.rows
+    assert (row.node, texts(row)) == (
+        "roof",
+        {
+            "prod_ph-a_wNow": "54.745",
+            "prod_ph-a_reactPower": "155.094",
+            "prod_ph-a_apprntPwr": "185.367",
+            "prod_ph-a_frequency": "50.0",
+            "prod_ph-b_wNow": "0",
+            "prod_ph-b_reactPower": "139.221",
+            "prod_ph-b_apprntPwr": "179.72",
+            "prod_ph-b_frequency": "50.0",
+            "net_ph-a_wNow": "1184.274",
+            "net_ph-a_reactPower": "247.115",
+            "net_ph-a_apprntPwr": "1220.902",
+            "net_ph-a_frequency": "50.0",
+            "net_ph-b_wNow": "579.117",
+            "net_ph-b_reactPower": "-331.655",
+            "net_ph-b_apprntPwr": "655.161",
+            "net_ph-b_frequency": "50.0",
+        },
+    )
+
+
+def test_nothing_invented(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """What an event does not hold is not posted, what is no number is left out, and the rest goes on its way."""
+    stream = daemon("stream")
+    envoy.wait_for_stream()
+    events = [
+        '{"production":{"ph-a":{"p":-0.0,"v":null,"i":"text","pf":NaN}},"total-consumption":{"ph-c":{"p":1e999}}}',
+        '{"net-consumption":{"ph-b":{"p":-2114.25,"v":230.1}}}',
+    ]
+    for count, event in enumerate(events, 1):
+        envoy.emit(event)
+        emoncms.wait_for(lambda count=count: len(emoncms.rows) >= count)
+    assert [row.inputs for row in emoncms.rows] == [
+        {"prod_ph-a_wNow": Decimal("-0.0")},
+        {"net_ph-b_wNow": Decimal("-2114.25"), "net_ph-b_rmsVoltage": Decimal("230.1")},
+    ]
+    envoy.emit("{}")
+    stream.wait_for_line("WARNING Envoy: skips what is no reading: no section production")
+    envoy.emit(THREE_PHASE_EVENT)
+    emoncms.wait_for(lambda: len(emoncms.rows) == 3)
+
+
+def test_byte_by_byte(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """An event may come in single bytes, among comments, other fields and empty lines, its UTF-8 cut in the middle."""
+    daemon("stream")
+    envoy.wait_for_stream()
+    event = THREE_PHASE_EVENT.replace('{"production"', '{"é€":1,"production"')
+    for byte in f": é\r\n\r\nretry: 5\r\ndata\r\n\r\ndata: {event}\r\n\r\n".encode():
+        envoy.emit_raw(bytes([byte]))
+    emoncms.wait_for(lambda: bool(emoncms.rows))
+    assert texts(emoncms.rows[0]) == inputs_of(THREE_PHASE_EVENT)
+
+
+def test_first_line(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """The first line says version, source and target, and the second which gateway was found."""
+    stream = daemon("stream", environment={"WATCHDOG_USEC": "600000"})
+    stream.wait_for_line("firmware D5.0.62")
+    first, second = stream.lines[:2]
+    assert f"reads the meters of the Envoy at {envoy.host}, posts to {emoncms.url} as node Envoy-S" in first
+    assert " INFO envoy2emon 1." in first
+    assert second.endswith(f"INFO Envoy: http://{envoy.host}, firmware D5.0.62, serial number ending in 5678")
+    envoy.wait_for_stream()
+    envoy.emit(THREE_PHASE_EVENT)
+    stream.wait_for_notify(r"STATUS=147 W generating, 2192 W consuming; last reading \d s ago; backlog 0")
+
+
+def test_hundred_posts_one_connection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """A hundred posts go over one connection, while the gateway holds one stream."""
+    stream = daemon("stream")
+    envoy.wait_for_stream()
+    for count in range(1, 101):
+        envoy.emit(numbered(count))
+        emoncms.wait_for(lambda count=count: len(emoncms.rows) >= count)
+    assert (emoncms.requests, emoncms.connections, envoy.open_streams) == (100, 1, 1)
+    assert [number_of(row) for row in emoncms.rows] == list(range(1, 101))
+    assert len(stream.lines) == 2
