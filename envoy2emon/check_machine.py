@@ -19,7 +19,8 @@ CLOCKS_APART_S = 60.0
 LEAST_FREE = 50 * 1024 * 1024
 DAEMONS = {"envoy2emon": "stream", "envoy2emon_inv": "inverters"}
 _TOOL_TIMEOUT_S = 5.0
-_WAITING = "SELECT sum(min(count, first + count - delivered)) FROM rows, progress WHERE first + count > delivered"
+# Bundles go as a whole when all of their rows are delivered.
+_WAITING = "SELECT sum(count) FROM rows"
 _PROPERTIES = "Id,LoadState,UnitFileState,ActiveState,SubState,Result,StatusText,NRestarts,ExecMainStatus"
 
 
@@ -69,14 +70,14 @@ def _backlog(state: Path | None) -> Iterator[Verdict]:
         yield warn("backlog", f"the saved rows in {state} cannot be read ({error}). Check again; {cure}")
         return
     free = disk.f_bavail * disk.f_frsize
-    if not os.access(folder, os.W_OK | os.X_OK):
-        yield fail("backlog", f"{folder} cannot be written: is the disk read-only, or somebody else's? See mount")
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        cure = "is the disk read-only? See mount. Is STATE_DIRECTORY right?"
+        yield fail("backlog", f"{folder} cannot be written, so nothing can be saved there: {cure}")
     elif free < LEAST_FREE:
         yield fail("backlog", f"{folder} has only {free // 1024**2} MB left: make room, df -h shows where")
     if damaged:
         yield warn("backlog", f"{', '.join(damaged)} in {state}: saved rows that could not be read; remove at will")
-    told = ", ".join(f"{rows} rows of the {name}" for name, rows in waiting.items() if rows)
-    if told:
+    if told := ", ".join(f"up to {rows} rows of the {name}" for name, rows in waiting.items() if rows):
         yield warn("backlog", f"{told} wait in {state}; they go out, oldest first, when EmonCMS answers")
     else:
         yield ok("backlog", f"nothing saved waits in {state}")

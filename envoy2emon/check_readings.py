@@ -25,7 +25,7 @@ def first_event(read: Callable[[], bytes], patience: float) -> MeterReading:
     """Return the stream's first reading, within `patience` s. Raises StreamLost."""
     decoder, opened = Decoder(), time.monotonic()
     bad = ""
-    while data := read():
+    while data := _next(read):
         now = time.monotonic()
         try:
             for text in decoder.feed(data):
@@ -38,6 +38,13 @@ def first_event(read: Callable[[], bytes], patience: float) -> MeterReading:
         if now - opened > patience:
             raise StreamLost(f"the stream is open but sends no reading within {patience:.0f} s{bad}")
     raise StreamLost(f"the stream ends without a reading{bad}")
+
+
+def _next(read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except StreamLost as lost:
+        raise StreamLost(f"the stream opens, but then {lost}") from None
 
 
 def watts(reading: MeterReading) -> str:

@@ -34,15 +34,22 @@ class Flight:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far delivery has come: rows before number `delivered` are done; `flight` is under way or unclear."""
+
+    delivered: int
+    flight: Flight | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived:
     """EmonCMS's answer to `input/get?node=`: each input's (epoch seconds, value) of the last row applied.
 
-    date: the answer's Date header, epoch seconds by EmonCMS's clock; asked_at, answered_at: monotonic seconds.
+    date: the answer's Date header, epoch seconds by EmonCMS's clock; answered_at: monotonic seconds.
     """
 
     inputs: Mapping[str, tuple[int, float]]
     date: float
-    asked_at: float
     answered_at: float
 
     def done(self, rows: Sequence[Row], times: Sequence[int], *, answered: bool) -> int:

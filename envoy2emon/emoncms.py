@@ -93,9 +93,7 @@ class EmonCMS:
 
     def inputs(self, node: str) -> Arrived:
         """Ask for the time and value of the node's inputs; none if there is no such node. Raises as post()."""
-        asked = self._clock()
         date, text = self._exchange("GET", f"/input/get?node={quote(node)}")
-        answered = self._clock()
         answer = _json(text)
         if answer == "Node does not exist":
             answer = {}
@@ -103,7 +101,7 @@ class EmonCMS:
             inputs = {name: (int(each["time"] or 0), float(each["value"] or 0)) for name, each in answer.items()}
         except (AttributeError, TypeError, KeyError, ValueError):
             raise self._not_emoncms(text) from None
-        return Arrived(inputs, date, asked, answered)
+        return Arrived(inputs, date, self._clock())
 
     def version(self) -> str:
         """Ask what it is: a text such as 11.16.8, for which EmonCMS wants no key. Raises as post()."""

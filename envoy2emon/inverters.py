@@ -111,8 +111,9 @@ class Inverters:
         text = "no report yet"
         if self._reports:
             newest = max(report.reported_at for report in self._reports)
+            age = max(0.0, self._wall() - newest)  # the Envoy's clock may be ahead
             watts = sum(report.watts for report in self._reports)
-            text = f"{len(self._reports)} inverters, {watts:.0f} W; newest report {duration(self._wall() - newest)} ago"
+            text = f"{len(self._reports)} inverters, {watts:.0f} W; newest report {duration(age)} ago"
         text += f"; {delivery.status()}"
         if poller.outage.reason:
             text += f"; Envoy for {duration(poller.outage.seconds)}: {poller.outage.reason}"

@@ -51,8 +51,8 @@ def answer(request: bytes, page: bytes, viewers: int) -> tuple[bytes, bool]:
 def listener(listen: str) -> socket.socket:
     """Listen on HOST:PORT or [ADDRESS]:PORT; `[::]` takes IPv4 as well. Raises OSError."""
     host, _, port = listen.rpartition(":")
-    found = socket.getaddrinfo(host.strip("[]").encode() or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
+    name = host.strip("[]").encode()  # as str an overlong name would raise UnicodeError
+    family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
     sock = socket.create_server(address, family=family, dualstack_ipv6=address[0] == "::")
     # Linux hands both options on to the connections that it accepts.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNSENT)

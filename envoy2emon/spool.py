@@ -3,8 +3,6 @@
 The law of this file: it never takes the daemon down and never deletes what it cannot read. A file that is damaged or
 not ours is set aside under a new name; a disk that is full, read-only or missing is said once and tried again.
 
-All times in the file are those of one boot of the machine; whoever loads it after another boot moves them first.
-
 Dates across a restart: within one boot of the machine the monotonic clock goes on, and rows keep their dates exactly,
 however the wall clock jumps. Across a reboot, only the wall clock can bridge the gap: rows come back with the dates
 that the wall clock had for them when they were last saved. If it was wrong then, or is wrong when they are loaded (a Pi
@@ -22,7 +20,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
-from envoy2emon.dates import Flight
+from envoy2emon.dates import Flight, Progress
 from envoy2emon.inputs import Row
 
 _log = logging.getLogger(__name__)
@@ -33,9 +31,7 @@ _LAYOUT = f"""
     BEGIN;
     PRAGMA application_id = {_OURS};
     CREATE TABLE rows (first INTEGER PRIMARY KEY, count INTEGER, shift REAL, packed BLOB);
-    CREATE TABLE state (
-        one INTEGER PRIMARY KEY, boot TEXT, wall REAL, delivered INTEGER, flight_end INTEGER, sent REAL
-    );
+    CREATE TABLE state (one INTEGER PRIMARY KEY, boot TEXT, wall REAL, delivered INTEGER, flying INTEGER, sent REAL);
     COMMIT;
 """
 
@@ -61,14 +57,6 @@ class Group:
         return [Row(float(at) + self.shift, node, inputs) for at, node, inputs in entries]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far delivery has come: rows before number `delivered` are done; `flight` is under way or unclear."""
-
-    delivered: int
-    flight: Flight | None = None
-
-
 class Spool:
     """One daemon's file. `boot` names this boot of the machine; `wall_minus_monotonic` gives the clocks' distance in s.
 
@@ -87,14 +75,11 @@ class Spool:
 
     def load(self, now: float) -> tuple[list[Group], Progress]:
         """Return the rows saved by an earlier run; `now` is the monotonic time that none of them may exceed."""
-        path = self._path
-        if path is None:
-            return [], Progress(0)
         try:
-            if path.exists():
-                return self._read(self._open(path), now)
+            if self._path and self._path.exists():
+                return self._read(self._open(self._path), now)
         except (sqlite3.Error, zlib.error, ValueError, TypeError, LookupError) as error:
-            self._set_aside(path, error)
+            self._set_aside(error)
         except OSError as error:
             self._unread = error
             self._say(error)
@@ -102,12 +87,10 @@ class Spool:
 
     def save(self, groups: Iterable[Group], progress: Progress) -> bool:
         """Write new groups and the progress in one transaction; tell whether the disk has them now."""
-        if self._path is None:
+        if self._unread:
+            self._set_aside(self._unread)
+        if self._path is None or self._unread:
             self._say("there is no state directory")
-            return False
-        if self._unread:
-            self._set_aside(self._path, self._unread)
-        if self._unread:
             return False
         try:
             with self._file or self._open(self._path) as file:
@@ -120,7 +103,7 @@ class Spool:
                 self._note(file, progress)
         except (OSError, sqlite3.Error) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-                self._set_aside(self._path, error)
+                self._set_aside(error)
             else:
                 self._say(error)
             return False
@@ -162,7 +145,7 @@ class Spool:
 
     def _read(self, file: sqlite3.Connection, now: float) -> tuple[list[Group], Progress]:
         groups: list[Group] = []
-        state = file.execute("SELECT boot, wall, delivered, flight_end, sent FROM state").fetchone()
+        state = file.execute("SELECT boot, wall, delivered, flying, sent FROM state").fetchone()
         boot, wall, delivered, end, sent = state or (self._boot, 0.0, 0, None, 0.0)
         newest = float("-inf")
         for entry in file.execute("SELECT first, count, packed, shift FROM rows ORDER BY first"):
@@ -176,10 +159,14 @@ class Spool:
         groups = [replace(group, shift=group.shift + shift) for group in groups]
         progress = Progress(delivered, None if end is None else Flight(end, sent + shift))
         if boot != self._boot:
-            with file:
-                file.execute("BEGIN IMMEDIATE")
-                file.execute("UPDATE rows SET shift = shift + ?", (shift,))
-                self._note(file, progress)
+            try:
+                with file:
+                    file.execute("BEGIN IMMEDIATE")
+                    file.execute("UPDATE rows SET shift = shift + ?", (shift,))
+                    self._note(file, progress)
+            except sqlite3.Error as error:
+                self._unread = error
+                self._say(error)
         return groups, progress
 
     def _note(self, file: sqlite3.Connection, progress: Progress) -> None:
@@ -187,14 +174,14 @@ class Spool:
         state = (self._boot, self._wall(), progress.delivered, *flight)
         file.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?, ?)", state)
 
-    def _set_aside(self, path: Path, error: Exception) -> None:
+    def _set_aside(self, error: Exception) -> None:
         """Give the file a new name, and with it its journal, which would spoil a new file."""
         self._close()
         self.holds_rows = False
-        number = 1
-        while (aside := path.with_suffix(f".damaged-{number}")).exists():
-            number += 1
+        path, number = Path(self._path or ""), 1
         try:
+            while (aside := path.with_suffix(f".damaged-{number}")).exists():
+                number += 1
             journal = Path(f"{path}-journal")
             if journal.exists():
                 journal.rename(f"{aside}-journal")

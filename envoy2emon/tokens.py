@@ -132,7 +132,8 @@ class Tokens:
                 self._file.keep(replace(asked, trouble=str(trouble)))
                 if token is None:
                     raise
-                _log.warning("the token, good until %s, cannot be renewed: %s", token.expiry, trouble)
+                level = logging.DEBUG if str(trouble) == kept.trouble else logging.WARNING
+                _log.log(level, "the token, good until %s, cannot be renewed: %s", token.expiry, trouble)
                 return token
             self._file.keep(replace(asked, token=fresh.text))
             _log.info("a token was fetched from Enphase, good until %s", fresh.expiry)

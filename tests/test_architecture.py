@@ -80,9 +80,7 @@ def test_nothing_sleeps(room: str) -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_a_tests_docstring_is_its_rule(path: Path) -> None:
-    """Each test function says the rule that it holds, in one line."""
+    """Each test function says the rule that it holds."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            rule = ast.get_docstring(node)
-            assert rule, f"{node.name} has no docstring"
-            assert "\n" not in rule, f"{node.name}: the rule is not one line"
+            assert ast.get_docstring(node), f"{node.name} has no docstring"

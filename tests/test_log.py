@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -102,9 +104,14 @@ def test_the_file_has_utc_pid_and_level(tmp_path: Path, monkeypatch: pytest.Monk
     """A line of LOG_FILE has UTC wherever the machine is, the process and the level; the file may hold older lines."""
     file = tmp_path / "stream.log"
     file.write_text("older\n")
-    monkeypatch.setattr("time.localtime", lambda *_: pytest.fail("local time"))
-    log.setup({}, "INFO", file)
-    logging.getLogger("x").error("away: %s", "é\ud800")
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "East-9")
+        time.tzset()
+        log.setup({}, "INFO", file)
+        logging.getLogger("x").error("away: %s", "é\ud800")
+    time.tzset()
+    written = datetime.fromisoformat(file.read_text("utf-8").split()[1])
+    assert abs(datetime.now(UTC) - written) < timedelta(minutes=1)
     assert re.fullmatch(rf"older\n{TIME} {os.getpid()} ERROR away: é\\ud800\n", file.read_text("utf-8"))
 
 

@@ -35,6 +35,15 @@ def bytewise(data: bytes) -> list[bytes]:
     return [data[at : at + 1] for at in range(len(data))]
 
 
+def decode_in_every_way(data: bytes) -> list[str]:
+    """Return the events of the whole, after holding them against bytes one by one, empty chunks, and two pieces."""
+    events = decode([data])
+    assert decode(bytewise(data)) == events
+    assert decode(chunk for byte in bytewise(data) for chunk in (byte, b"")) == events
+    assert all(decode([data[:at], data[at:]]) == events for at in range(len(data)))
+    return events
+
+
 def by_the_standard(data: bytes) -> list[str]:
     """Do what the WHATWG standard says, step by step, with all of the bytes in hand; no event without data."""
     events, buffer = [], ""
@@ -82,7 +91,7 @@ def test_an_event_comes_with_its_last_byte(end: str) -> None:
 @pytest.mark.parametrize(
     ("data", "events"),
     [
-        (b"data: 1\n\ndata:2\r\n\r\ndata:3\r\rdata:  4\n\r\n", ["1", "2", "3", " 4"]),
+        (b"data: 1\n\ndata:2\r\n\r\ndata:3\r\rdata:  4\n\r\ndata:5\r\n\ndata:6\n\n", ["1", "2", "3", " 4", "5", "6"]),
         (b"data: a\r\ndata: b\ndata\rdata:c\n\n", ["a\nb\n\nc"]),
         (b": comment\n\n:\n\nevent: x\nid: 7\nretry: 5\n\n", []),
         (b"data\n\ndata:\n\ndata: \n\n\n\n", []),
@@ -109,8 +118,8 @@ def test_an_event_comes_with_its_last_byte(end: str) -> None:
     ],
 )
 def test_each_case_of_the_standard(data: bytes, events: list[str]) -> None:
-    """Each case gives these events, whole and byte by byte."""
-    assert decode([data]) == decode(bytewise(data)) == events
+    """Each case gives these events, whole, byte by byte, and cut in two anywhere."""
+    assert decode_in_every_way(data) == events
 
 
 @pytest.mark.parametrize("size", [1000, 65536, 200_000])

@@ -43,6 +43,11 @@ def texts(row: AppliedRow) -> dict[str, str]:
     return {name: str(value) for name, value in row.inputs.items()}
 
 
+def wait_for_rows(emoncms: StandInEmonCMS, count: int) -> None:
+    """Wait until so many rows have arrived."""
+    emoncms.wait_for(lambda: len(emoncms.rows) >= count)
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_three_phases(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, *, chunked: bool) -> None:
     """Each event arrives at once, in either framing, as 36 inputs with exactly the Envoy's values, by digest."""
@@ -52,7 +57,7 @@ def test_three_phases(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: Stand
     for count, event in enumerate([THREE_PHASE_EVENT, numbered(1), numbered(1), numbered(2)], 1):
         emitted = time.monotonic()
         envoy.emit(event)
-        emoncms.wait_for(lambda count=count: len(emoncms.rows) >= count)
+        wait_for_rows(emoncms, count)
         row = emoncms.rows[-1]
         assert (row.node, texts(row)) == ("Envoy-S", inputs_of(event))
         assert len(row.inputs) == 36
@@ -96,7 +101,7 @@ def test_burst(
     daemon("stream")
     envoy.wait_for_stream()
     send(envoy, b"".join(f"data: {numbered(number)}\n\n".encode() for number in range(22)))
-    emoncms.wait_for(lambda: len(emoncms.rows) >= 22)
+    wait_for_rows(emoncms, 22)
     last = emoncms.rows[-1].time
     assert [number_of(row) for row in emoncms.rows] == list(range(22))
     assert [row.time for row in emoncms.rows] == list(range(last - 21, last + 1))
@@ -108,9 +113,9 @@ def test_burst_not_before_the_last_event(daemon: StartDaemon, envoy: SimulatedEn
     daemon("stream")
     envoy.wait_for_stream()
     envoy.emit(numbered(0))
-    emoncms.wait_for(lambda: len(emoncms.rows) == 1)
+    wait_for_rows(emoncms, 1)
     one_write(envoy, b"".join(f"data: {numbered(number)}\n\n".encode() for number in range(1, 9)))
-    emoncms.wait_for(lambda: len(emoncms.rows) == 9)
+    wait_for_rows(emoncms, 9)
     times = [row.time for row in emoncms.rows]
     assert times == sorted(times)
     assert times[-1] - times[0] <= 2
@@ -129,7 +134,7 @@ def test_selection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
     )
     envoy.wait_for_stream()
     envoy.emit(THREE_PHASE_EVENT)
-    emoncms.wait_for(lambda: bool(emoncms.rows))
+    wait_for_rows(emoncms, 1)
     (row,) = emoncms.rows
     assert (row.node, texts(row)) == (
         "roof",
@@ -164,7 +169,7 @@ def test_nothing_invented(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: S
     ]
     for count, event in enumerate(events, 1):
         envoy.emit(event)
-        emoncms.wait_for(lambda count=count: len(emoncms.rows) >= count)
+        wait_for_rows(emoncms, count)
     assert [row.inputs for row in emoncms.rows] == [
         {"prod_ph-a_wNow": Decimal("-0.0")},
         {"net_ph-b_wNow": Decimal("-2114.25"), "net_ph-b_rmsVoltage": Decimal("230.1")},
@@ -172,7 +177,7 @@ def test_nothing_invented(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: S
     envoy.emit("{}")
     stream.wait_for_line("WARNING Envoy: skips what is no reading: no section production")
     envoy.emit(THREE_PHASE_EVENT)
-    emoncms.wait_for(lambda: len(emoncms.rows) == 3)
+    wait_for_rows(emoncms, 3)
 
 
 def test_byte_by_byte(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
@@ -182,7 +187,7 @@ def test_byte_by_byte(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: Stand
     event = THREE_PHASE_EVENT.replace('{"production"', '{"é€":1,"production"')
     for byte in f": é\r\n\r\nretry: 5\r\ndata\r\n\r\ndata: {event}\r\n\r\n".encode():
         envoy.emit_raw(bytes([byte]))
-    emoncms.wait_for(lambda: bool(emoncms.rows))
+    wait_for_rows(emoncms, 1)
     assert texts(emoncms.rows[0]) == inputs_of(THREE_PHASE_EVENT)
 
 
@@ -205,7 +210,7 @@ def test_hundred_posts_one_connection(daemon: StartDaemon, envoy: SimulatedEnvoy
     envoy.wait_for_stream()
     for count in range(1, 101):
         envoy.emit(numbered(count))
-        emoncms.wait_for(lambda count=count: len(emoncms.rows) >= count)
+        wait_for_rows(emoncms, count)
     assert (emoncms.requests, emoncms.connections, envoy.open_streams) == (100, 1, 1)
     assert [number_of(row) for row in emoncms.rows] == list(range(1, 101))
     assert len(stream.lines) == 2

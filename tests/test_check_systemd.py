@@ -1,0 +1,52 @@
+"""`envoy2emon check` on a machine with a real systemd: what it says of the units."""
+
+from pathlib import Path
+
+from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.simulator_site import THREE_PHASE_EVENT
+from envoy2emon.standin import StandInEmonCMS
+from tests.machine import SETTINGS, Machine, wait_for
+
+INSTALLED = {"ENVOY2EMON_ENV_FILE": str(SETTINGS), "STATE_DIRECTORY": "/var/lib/envoy2emon"}
+
+
+def units(machine: Machine) -> list[str]:
+    """Run the installed command, as root does, and return what it says of the units."""
+    done = machine.enter(str(Path("/opt/envoy2emon/bin/python")), "-m", "envoy2emon", "check", environ=INSTALLED)
+    lines = done.stdout.decode().splitlines()
+    assert done.returncode == any(line.startswith("FAIL") for line in lines), done
+    return [line for line in lines if line.split()[1] == "units"]
+
+
+def test_what_systemd_tells() -> None:
+    """Running, stopped, failed with the reason in the journal, and settings changed since the start are told apart."""
+    with (
+        Machine() as machine,
+        machine.network(),
+        SimulatedEnvoy(source=lambda: THREE_PHASE_EVENT, interval=0.2) as envoy,
+        StandInEmonCMS() as emoncms,
+    ):
+        machine.install_program()
+        assert units(machine) == []  # before there are settings there is nothing else to ask
+        settings = f"ENVOY_HOST={envoy.host}\nENVOY_PASSWORD={envoy.password}\nEMONCMS_URL={emoncms.url}\n"
+        machine.write(SETTINGS, f"{settings}EMONCMS_APIKEY={emoncms.key}\n", "0600")
+        machine.run("systemctl", "enable", "envoy2emon", "envoy2emon_inv")
+        machine.run("systemctl", "start", "envoy2emon")
+        emoncms.wait_for(lambda: len(emoncms.rows) > 0)
+        running, stopped = units(machine)
+        assert running.startswith("ok    units      envoy2emon runs: ")
+        assert stopped.startswith("FAIL  units      envoy2emon_inv does not run. Start it: sudo systemctl start")
+
+        machine.write(SETTINGS, f"{settings}EMONCMS_APIKEY=\n", "0600")
+        machine.enter("systemctl", "start", "envoy2emon_inv")
+        wait_for("the unit to fail", lambda: machine.show("envoy2emon_inv", "ActiveState") == "failed")
+        machine.run("journalctl", "--sync")
+        machine.write(SETTINGS, f"{settings}EMONCMS_APIKEY={emoncms.key}\n", "0600")
+        running, failed = units(machine)
+        assert running.startswith("warn  units      envoy2emon runs: ")
+        assert running.endswith("The settings changed since it started: sudo systemctl restart envoy2emon")
+        assert failed.startswith(
+            "FAIL  units      envoy2emon_inv has failed (exit-code, exit status 78); last trouble,"
+        )
+        assert "EMONCMS_APIKEY is not set" in failed
+        assert failed.endswith("Mend that, then: sudo systemctl restart envoy2emon_inv")

@@ -1,0 +1,259 @@
+"""How the daemons live as processes: start, READY, STATUS, WATCHDOG, SIGTERM, exit codes, log files, secrets."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from envoy2emon.service import state_directory
+from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.simulator_site import THREE_PHASE_EVENT
+from envoy2emon.standin import Fault, StandInEmonCMS
+from tests.certificates import Certificate
+from tests.conftest import StartDaemon
+from tests.daemons import PROJECT, Daemon
+from tests.enlighten import Enlighten
+from tests.faultproxy import FaultProxy
+
+COMMANDS = ("stream", "inverters")
+QUICK = {"WATCHDOG_USEC": "600000"}
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Give HOST:PORT of a neighbour that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def full() -> Iterator[str]:
+    """Give HOST:PORT of a neighbour that does not even complete a connection, as a machine that is off."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        first, second = (socket.socket() for _ in range(2))
+        with first, second:
+            first.connect(address)
+            second.setblocking(False)
+            second.connect_ex(address)
+            yield f"127.0.0.1:{address[1]}"
+
+
+def broken(directory: Path, module: str, attribute: str) -> dict[str, str]:
+    """Return the environment of a process in which the attribute of the module raises an error when called."""
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(
+        f"import {module}\ndef broken(*_):\n    raise RuntimeError('broken for the test')\n{module}.{attribute} = broken\n"
+    )
+    return {"PYTHONPATH": f"{directory}:{PROJECT}"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_notifications(daemon: StartDaemon, emoncms: StandInEmonCMS, command: str) -> None:
+    """READY=1 comes though no neighbour is there, then STATUS= and WATCHDOG=1 again and again, STOPPING=1 at the end."""
+    emoncms.fault = Fault("hang")
+    process = daemon(command, ENVOY_HOST="127.0.0.1:9", environment=QUICK)
+    process.wait_for_notify("READY=1")
+    assert process.notifications[0] == "READY=1"
+    process.wait_for_notify(
+        r"STATUS=no re(port|ading) yet; backlog 0; Envoy for \d s: 127.0.0.1:9 refuses the connection"
+    )
+    assert process.terminate()[0] == 0
+    assert process.notifications[-1] == "STOPPING=1"
+    assert process.notifications.count("WATCHDOG=1") == sum("STATUS=" in line for line in process.notifications)
+    warnings = [line for line in process.lines if "WARNING" in line]
+    assert [line.partition("WARNING ")[2] for line in warnings] == ["Envoy: 127.0.0.1:9 refuses the connection"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_watchdog_is_not_petted_for_a_stuck_thread(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str
+) -> None:
+    """A thread that does not come back gets no WATCHDOG=1: the ERROR names it, and systemd starts the daemon again."""
+    directory = tmp_path / "hang"
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(
+        "import threading\nimport envoy2emon.delivery as delivery\nimport envoy2emon.service as service\n"
+        "service.TURN_WITHIN_S = -300\n"
+        "delivery.Delivery.run = lambda self, turned: threading.Event().wait()\n"
+    )
+    process = daemon(command, environment=QUICK | {"PYTHONPATH": f"{directory}:{PROJECT}"})
+    process.wait_for_line("ERROR the delivery thread is stuck: systemd will restart the daemon")
+    assert "WATCHDOG=1" not in process.notifications
+    assert envoy.requests
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals(daemon: StartDaemon, emoncms: StandInEmonCMS, command: str, number: signal.Signals) -> None:
+    """SIGTERM and SIGINT end a daemon at once with exit code 0, nothing said."""
+    process = daemon(command)
+    process.wait_for_notify("READY=1")
+    process.process.send_signal(number)
+    assert process.wait(2) == 0
+    assert len(process.lines) <= 2
+    assert emoncms.connections <= 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("hanging", ["envoy", "envoy connecting", "emoncms", "emoncms connecting"])
+def test_sigterm_while_a_neighbour_hangs(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, silent: str, full: str, command: str, hanging: str
+) -> None:
+    """SIGTERM ends a daemon in under two seconds whichever neighbour hangs, connecting or answering."""
+    where = full if "connecting" in hanging else silent
+    if "envoy" in hanging:
+        process = daemon(command, ENVOY_HOST=where)
+        process.wait_for_notify("READY=1")
+    else:
+        process = daemon(command, EMONCMS_URL=f"http://{where}", environment=QUICK)
+        if command == "stream":
+            envoy.wait_for_stream()
+            envoy.emit(THREE_PHASE_EVENT)
+        process.wait_for_notify(r"backlog [1-9]")
+    code, took = process.terminate()
+    assert (code, took < 2.0) == (0, True)
+
+
+def test_sigterm_while_the_stream_hangs(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
+    """SIGTERM ends the daemon at once in the midst of a stream that stands still."""
+    host, port = envoy.address
+    with FaultProxy(host, port) as proxy:
+        process = daemon("stream", ENVOY_HOST=f"{proxy.host}:{proxy.port}")
+        envoy.wait_for_stream()
+        proxy.stall()
+        code, took = process.terminate()
+    assert (code, took < 1.0) == (0, True)
+
+
+def test_sigterm_while_enphase_hangs(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, certificate: Certificate, tmp_path: Path
+) -> None:
+    """SIGTERM ends both daemons at once while one waits for Enphase and the other for the first."""
+    envoy.tls = certificate.context
+    envoy.upgrade("D8.3.6086")
+    with Enlighten() as enlighten:
+        enlighten.hangs = True
+        processes = [
+            daemon(
+                command,
+                ENPHASE_EMAIL=enlighten.email,
+                ENPHASE_PASSWORD=enlighten.password,
+                ENPHASE_LOGIN_URL=enlighten.login_url,
+                environment={"STATE_DIRECTORY": str(tmp_path)},
+            )
+            for command in COMMANDS
+        ]
+        for process in processes:
+            process.wait_for_line("firmware D8.3.6086")
+        for process in processes:
+            code, took = process.terminate()
+            assert (code, took < 1.0) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "thread", "module", "attribute"),
+    [
+        ("stream", "reader", "envoy2emon.stream", "Reader._follow_stream"),
+        ("stream", "delivery", "envoy2emon.delivery", "Delivery.step"),
+        ("inverters", "poller", "envoy2emon.inverters", "parse_inverters"),
+        ("inverters", "delivery", "envoy2emon.delivery", "Delivery.step"),
+    ],
+)
+def test_thread_dies(  # noqa: PLR0913, PLR0917
+    daemon: StartDaemon, tmp_path: Path, command: str, thread: str, module: str, attribute: str
+) -> None:
+    """A thread that dies takes the process with it: its traceback in the log, exit code 1."""
+    process = daemon(command, environment=broken(tmp_path / "broken", module, attribute))
+    assert process.wait() == 1
+    process.wait_for_line(f"CRITICAL the {thread} thread died")
+    process.wait_for_line("^Traceback")
+    process.wait_for_line("^RuntimeError: broken for the test")
+    assert process.notifications[-1] == "STOPPING=1"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_main_thread_dies(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str
+) -> None:
+    """The main thread dies with its traceback and exit code 1 as well, whatever the others do."""
+    name = {"stream": "stream_row", "inverters": "inverter_row"}[command]
+    process = daemon(command, environment=broken(tmp_path / "broken", f"envoy2emon.{command}", name))
+    if command == "stream":
+        envoy.wait_for_stream()
+        envoy.emit(THREE_PHASE_EVENT)
+    assert process.wait() == 1
+    process.wait_for_line("RuntimeError: broken for the test")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_configuration_error(daemon: StartDaemon, command: str) -> None:
+    """A configuration error prints every problem, no secret, and the exit code is 78."""
+    process = daemon(
+        command, EMONCMS_APIKEY=None, STREAM_SOURCE="radio", ENVOY_TOKEN="not-a token", ENVOY_PASSWORD="s3cret"
+    )
+    assert process.wait() == 78
+    for name in ("EMONCMS_APIKEY", "STREAM_SOURCE is 'radio': expected is one of", "ENVOY_TOKEN is not valid"):
+        process.wait_for_line(f"ERROR {name}")
+    assert len(process.lines) == 3
+    assert process.notifications == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["sing"], ["stream", "--loud"], ["stream", "--env-file"]])
+def test_wrong_usage(arguments: list[str]) -> None:
+    """Wrong usage is exit code 2, and what is right is said."""
+    ended = subprocess.run([sys.executable, "-m", "envoy2emon", *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("usage: envoy2emon")
+
+
+def test_env_file_not_there(tmp_path: Path) -> None:
+    """A file that was asked for and is not there is a configuration error that names it."""
+    path = tmp_path / "my.env"
+    command = [sys.executable, "-m", "envoy2emon", "stream", "--env-file", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env={"EMONCMS_APIKEY": "key"})
+    assert ended.returncode == 78
+    assert f"ERROR {path} does not exist" in ended.stderr
+
+
+def test_log_file(daemon: StartDaemon, tmp_path: Path) -> None:
+    """LOG_FILE has UTC, pid and level, and is opened anew when logrotate has moved it."""
+    log = tmp_path / "envoy2emon.log"
+    process = daemon("stream", LOG_FILE=log, ENVOY_HOST="127.0.0.1:9")
+    process.wait_for_line("WARNING Envoy")
+    pid = process.process.pid
+    for line in log.read_text().splitlines():
+        assert re.match(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ {pid} (INFO|WARNING) ", line)
+    log.rename(tmp_path / "envoy2emon.log.1")
+    process.terminate()
+    process.settings |= {"LOG_LEVEL": "DEBUG"}
+    process.start()
+    process.wait_for_line("DEBUG Envoy")
+    log.rename(tmp_path / "envoy2emon.log.2")
+    count = len(process.lines)
+    process.wait_for(lambda: len(process.lines) > count)
+    assert " DEBUG Envoy: 127.0.0.1:9 refuses" in log.read_text()
+
+
+def test_env_file_open_to_all(daemon: StartDaemon, tmp_path: Path) -> None:
+    """A .env that everyone can read is a WARNING."""
+    env_file = tmp_path / "stream" / ".env"
+    env_file.parent.mkdir()
+    env_file.touch()
+    env_file.chmod(0o644)
+    process: Daemon = daemon("stream")
+    process.wait_for_line(f"WARNING {env_file} holds passwords and everyone can read it: chmod 600 {env_file}")
+
+
+def test_state_directory() -> None:
+    """State is in $STATE_DIRECTORY, else in $XDG_STATE_HOME/envoy2emon, else in ~/.local/state/envoy2emon."""
+    home = {"HOME": "/home/pi"}
+    assert state_directory(home | {"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}) == Path("/var/lib/a")
+    assert state_directory(home | {"XDG_STATE_HOME": "/srv/state"}) == Path("/srv/state/envoy2emon")
+    assert state_directory(home | {"XDG_STATE_HOME": "relative"}) == Path("/home/pi/.local/state/envoy2emon")
+    assert state_directory({}) is None
