@@ -26,7 +26,10 @@ def ask(config: Config, clocks: dict[str, float]) -> Iterator[Verdict]:
     url = config.emoncms_url
     try:
         version = _version(url)
-    except (Unavailable, Unauthorized, Rejected) as trouble:
+    except Unauthorized:  # EmonCMS itself tells its version to anyone
+        yield fail("EmonCMS", f"{url} wants a password of its web server (401): is EMONCMS_URL right?")
+        return
+    except (Unavailable, Rejected) as trouble:
         answered = trouble.__cause__ is None
         yield fail("EmonCMS", f"{trouble}{_elsewhere(url) if answered else ''}")
         return

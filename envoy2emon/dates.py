@@ -52,21 +52,21 @@ class Arrived:
     date: float
     answered_at: float
 
-    def done(self, rows: Sequence[Row], times: Sequence[int], *, answered: bool) -> int:
-        """Count the leading rows that EmonCMS is done with, if these are the times that it gave to the rows.
+    def reached(self, rows: Sequence[Row], times: Sequence[int]) -> int:
+        """Count the leading rows that EmonCMS has applied, if these are the times that it gave to the rows.
 
-        It sets the inputs of a row one by one, and then runs their processes. So after so many rows each input is as
-        the last of them has it, or already as the next one does; and if EmonCMS broke off, the newest row goes again.
+        It sets the inputs of a row one by one: after so many rows each input is as the last of them has it, or, where
+        EmonCMS broke off, already as the next one has it.
         """
-        done = 0
+        reached = 0
         last: dict[str, tuple[int, Decimal]] = {}
         for count, (time, row) in enumerate(zip(times, rows, strict=True), 1):
             last |= {name: (time, value) for name, value in row.inputs.items()}
             following = rows[count].inputs.items() if count < len(rows) else ()
             begun = {name for name, value in following if self._holds(name, times[count], value)}
             if all(name in begun or self._holds(name, *put) for name, put in last.items()):
-                done = count if answered or begun or count == len(rows) else count - 1
-        return done
+                reached = count
+        return reached
 
     def _holds(self, name: str, time: int, value: Decimal) -> bool:
         at, there = self.inputs.get(name, (None, 0.0))
@@ -97,17 +97,17 @@ class ByAge:
         """Find out in which second of EmonCMS's clock it can have applied rows, and how many.
 
         It is a second from which the latest input time follows as that of one of the rows, and not before the rows were
-        sent; if several will do, which takes rows that are equal in every digit, it is the first. (A clock of EmonCMS
-        that was set since, not ours, would hide what arrived.)
+        sent. If two will do, rows are equal in every digit, and Date headers tell no more than whole seconds: then it
+        is the first or the second of them. (If EmonCMS's clock, not ours, was set since, nothing will do.)
         """
         ages = [self._time(row, flight.sent_at) for row in rows]
         names = {name for row in rows for name in row.inputs}
         latest = max((time for name, (time, _) in arrived.inputs.items() if name in names), default=0)
-        since = arrived.answered_at - flight.sent_at
-        earliest = math.floor(arrived.date - since * (1 + _DRIFT))
+        earliest = math.floor(arrived.date - (arrived.answered_at - flight.sent_at) * (1 + _DRIFT))
         seconds = sorted({latest - age for age in ages if latest - age >= earliest})
-        counts = (arrived.done(rows, [second + age for age in ages], answered=flight.answered) for second in seconds)
-        return next(filter(None, counts), 0)
+        counts = [arrived.reached(rows, [second + age for age in ages]) for second in seconds]
+        fitting = [count for count in counts if count]
+        return _sure(rows, flight, fitting[0], doubtful=len(fitting) > 1) if fitting else 0
 
     @staticmethod
     def _time(row: Row, now: float) -> int:
@@ -123,7 +123,13 @@ class ByDate:
 
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
         """Compare dates and values; a report that EmonCMS had before need not be sent again either."""
-        return arrived.done(rows, [int(row.at) for row in rows], answered=flight.answered)
+        return _sure(rows, flight, arrived.reached(rows, [int(row.at) for row in rows]))
+
+
+def _sure(rows: Sequence[Row], flight: Flight, count: int, *, doubtful: bool = False) -> int:
+    """Return how many rows need not go again: where EmonCMS broke off, it may not have run the newest one's processes."""
+    broke_off = count < len(rows) and not flight.answered
+    return max(0, count - 1) if broke_off or doubtful else count
 
 
 def _form(reference: str, rows: Iterable[tuple[int, Row]]) -> str:

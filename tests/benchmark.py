@@ -70,57 +70,6 @@ TABLE = {
 }
 
 
-class Measured:
-    """A process under measurement, from its exec to the end of the `with`."""
-
-    def __init__(self, module: str, *arguments: str, **environment: str) -> None:
-        basic = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), "LOG_LEVEL": "ERROR"}
-        self.started = time.monotonic()
-        self.process = subprocess.Popen([sys.executable, "-m", module, *arguments], env=basic | environment)
-
-    def __enter__(self) -> Self:
-        """Do nothing: it runs already."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.wait()
-
-    def cpu_ms(self) -> float:
-        """Return the CPU time of all threads so far, in ms."""
-        return sum(int(text.split()[0]) for text in self._tasks("schedstat")) / 1e6
-
-    def wakeups(self) -> float:
-        """Return how often its threads have waited so far."""
-        return sum(int(re.findall(r"(?m)^voluntary_ctxt_switches:\s+(\d+)", text)[0]) for text in self._tasks("status"))
-
-    def rss_mib(self) -> float:
-        """Return the resident memory in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
-
-    def _tasks(self, name: str) -> list[str]:
-        return [path.read_text() for path in Path(f"/proc/{self.process.pid}/task").glob(f"*/{name}")]
-
-
-@contextmanager
-def _daemon(peers: Peers, **environment: str) -> Iterator[Measured]:
-    with tempfile.TemporaryDirectory() as directory:
-        env_file = Path(directory, ".env")
-        env_file.touch(0o600)
-        env_file.write_text("".join(f"{name}='{value}'\n" for name, value in peers.settings().items()))
-        environment |= {"HOME": directory, "STATE_DIRECTORY": f"{directory}/state"}
-        with Measured("envoy2emon", "stream", "--env-file", str(env_file), **environment) as process:
-            yield process
-
-
-@contextmanager
-def _reference(peers: Peers) -> Iterator[Measured]:
-    with tempfile.TemporaryDirectory() as home, Measured("tests.reference", **peers.settings(), HOME=home) as process:
-        yield process
-
-
 def _round(peers: Peers, process: Measured, size: Size) -> Figures:
     """Measure what both can do."""
     first_post = (peers.first_post() - process.started) * 1000
@@ -185,7 +134,7 @@ def _noisy_daemon(peers: Peers) -> Iterator[tuple[Measured, Callable[[int], None
                 pass
 
         name = "@" + notify.getsockname()[1:].decode()
-        with _daemon(peers, NOTIFY_SOCKET=name, WATCHDOG_USEC="300000") as daemon:
+        with daemon(peers, NOTIFY_SOCKET=name, WATCHDOG_USEC="300000") as daemon:
             yield daemon, wait_for_backlog
 
 
@@ -194,7 +143,7 @@ def _live(peers: Peers, size: Size) -> Figures:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     figures = {}
-    with _daemon(peers, LIVE_LISTEN=f"127.0.0.1:{port}") as daemon:
+    with daemon(peers, LIVE_LISTEN=f"127.0.0.1:{port}") as daemon:
         peers.first_post()
         for viewers in (0, VIEWERS):
             peers.watch(port, viewers)
@@ -210,13 +159,13 @@ def measure(size: Size) -> dict[str, dict[str, float | None]]:
     """Return for each figure of TABLE ours, the reference's (None: it can't), and the ratio."""
     ours: list[Figures] = []
     references: list[Figures] = []
-    with PeersProcess() as process:
-        peers = process.Peers()
+    with PeersProcess() as elsewhere:
+        peers = elsewhere.Peers()
         for _ in range(size.rounds):
-            with _daemon(peers) as daemon:
-                ours.append(_round(peers, daemon, size))
-            with _reference(peers) as reference:
-                references.append(_round(peers, reference, size))
+            with daemon(peers) as process:
+                ours.append(_round(peers, process, size))
+            with reference(peers) as process:
+                references.append(_round(peers, process, size))
         alone = _memory(peers, size) | _drain(peers, size) | _live(peers, size)
     result: dict[str, dict[str, float | None]] = {}
     for name in TABLE:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from envoy2emon import check as room
+from envoy2emon import check_machine
 from envoy2emon.dates import Progress
 from envoy2emon.inputs import Row
 from envoy2emon.simulator import Answer, SimulatedEnvoy, make_token
 from envoy2emon.simulator_site import THREE_PHASE_EVENT, info
 from envoy2emon.spool import Group, Spool
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.standin import Fault, StandInEmonCMS
 from tests.certificates import self_signed
 from tests.daemons import Daemon
 from tests.emoncms import bulk
@@ -379,6 +380,18 @@ def test_emoncms_keys(check: Check, emoncms: StandInEmonCMS) -> None:
     assert emoncms.account.nodes == {}
 
 
+def test_emoncms_that_tells_no_version(check: Check, emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EmonCMS without a version is known by its answer to the key; a router's login page is not taken for one."""
+    answer = emoncms.answer
+    page = (200, "<html>Log in</html>")
+    monkeypatch.setattr(emoncms, "answer", lambda path, *rest: page if "version" in path else answer(path, *rest))
+    check().say("ok", "EmonCMS", "its version it does not say")
+    emoncms.fault = Fault((401, "Unauthorized"))
+    check().say("FAIL", "EmonCMS", "wants a password of its web server (401)")
+    emoncms.fault = Fault(page)
+    check().say("FAIL", "EmonCMS", "answers '<html>Log in</html>'", "Is EMONCMS_URL right?")
+
+
 def test_inputs_that_stand_still(check: Check, emoncms: StandInEmonCMS) -> None:
     """Inputs of the meters that are old by EmonCMS's clock are a warning."""
     bulk(emoncms, [[-900, "Envoy-S", {"prod_ph-a_wNow": 1}]])
@@ -419,6 +432,20 @@ def test_state_directory_that_cannot_be(check: Check, tmp_path: Path) -> None:
     check({"STATE_DIRECTORY": f"{file}/state"}).say("FAIL", "backlog", "/file cannot be written", "STATE_DIRECTORY")
 
 
+def test_full_disk(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk without room for a day's backlog is a FAIL."""
+    monkeypatch.setattr(check_machine, "LEAST_FREE", 2**63)
+    check().say("FAIL", "backlog", "MB left: make room")
+
+
+def test_a_bug_is_no_answer(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody foresaw ends the command with its traceback, not with a line that looks like an answer."""
+    monkeypatch.setattr(check_machine, "_clocks", lambda _clocks: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        check()
+
+
+TROUBLE = "Envoy: it is 122112345678, installer-password, http://me:hunter22@envoy, pi@example.org"
 UNIT = {
     "LoadState": "loaded",
     "UnitFileState": "enabled",
@@ -435,7 +462,14 @@ UNIT = {
 @pytest.mark.parametrize(
     ("changes", "word", "parts"),
     [
-        ({}, "ok", ["envoy2emon runs: 147 W generating", "last trouble, 2 min ago: Envoy: it is ...5678"]),
+        (
+            {},
+            "ok",
+            [
+                "envoy2emon runs: 147 W generating",
+                "last trouble, 2 min ago: Envoy: it is ...5678, ***, http://***@envoy, ***",
+            ],
+        ),
         ({"UnitFileState": "disabled"}, "warn", ["sudo systemctl enable envoy2emon"]),
         ({"ActiveEnterTimestamp": "@1"}, "warn", ["settings changed", "sudo systemctl restart envoy2emon"]),
         (
@@ -460,7 +494,7 @@ def test_units(
     """Each state of a unit has its words; the last trouble is told beside it."""
     unit = {"Id": "envoy2emon.service"} | UNIT | changes
     shown = "\n".join(f"{name}={value}" for name, value in unit.items())
-    trouble = {"__REALTIME_TIMESTAMP": f"{int(time.time() - 120)}000000", "MESSAGE": "Envoy: it is 122112345678"}
+    trouble = {"__REALTIME_TIMESTAMP": f"{int(time.time() - 120)}000000", "MESSAGE": TROUBLE}
     for name, output in {"systemctl": shown, "journalctl": json.dumps(trouble)}.items():
         tool = tmp_path / name
         tool.write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{output}\nEND\n")

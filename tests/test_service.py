@@ -39,23 +39,27 @@ def full() -> Iterator[str]:
         first, second = (socket.socket() for _ in range(2))
         with first, second:
             first.connect(address)
-            second.setblocking(False)
+            second.settimeout(0)
             second.connect_ex(address)
             yield f"127.0.0.1:{address[1]}"
 
 
-def broken(directory: Path, module: str, attribute: str) -> dict[str, str]:
-    """Return the environment of a process in which the attribute of the module raises an error when called."""
+def altered(directory: Path, code: str) -> dict[str, str]:
+    """Return the environment of a process that runs this code before all else."""
     directory.mkdir()
-    (directory / "sitecustomize.py").write_text(
-        f"import {module}\ndef broken(*_):\n    raise RuntimeError('broken for the test')\n{module}.{attribute} = broken\n"
-    )
+    (directory / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": f"{directory}:{PROJECT}"}
+
+
+def broken(directory: Path, module: str, name: str) -> dict[str, str]:
+    """Return the environment of a process in which this function of this module fails."""
+    error = "RuntimeError('broken for the test')"
+    return altered(directory, f"import {module}\ndef broken(*_):\n    raise {error}\n{module}.{name} = broken\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_notifications(daemon: StartDaemon, emoncms: StandInEmonCMS, command: str) -> None:
-    """READY=1 comes though no neighbour is there, then STATUS= and WATCHDOG=1 again and again, STOPPING=1 at the end."""
+    """READY=1 comes though no neighbour is there, then STATUS= and WATCHDOG=1 each tick, STOPPING=1 at the end."""
     emoncms.fault = Fault("hang")
     process = daemon(command, ENVOY_HOST="127.0.0.1:9", environment=QUICK)
     process.wait_for_notify("READY=1")
@@ -75,17 +79,15 @@ def test_watchdog_is_not_petted_for_a_stuck_thread(
     daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str
 ) -> None:
     """A thread that does not come back gets no WATCHDOG=1: the ERROR names it, and systemd starts the daemon again."""
-    directory = tmp_path / "hang"
-    directory.mkdir()
-    (directory / "sitecustomize.py").write_text(
+    code = (
         "import threading\nimport envoy2emon.delivery as delivery\nimport envoy2emon.service as service\n"
         "service.TURN_WITHIN_S = -300\n"
         "delivery.Delivery.run = lambda self, turned: threading.Event().wait()\n"
     )
-    process = daemon(command, environment=QUICK | {"PYTHONPATH": f"{directory}:{PROJECT}"})
+    process = daemon(command, environment=QUICK | altered(tmp_path / "stuck", code))
     process.wait_for_line("ERROR the delivery thread is stuck: systemd will restart the daemon")
     assert "WATCHDOG=1" not in process.notifications
-    assert envoy.requests
+    envoy.wait_for(lambda: bool(envoy.requests))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -165,7 +167,7 @@ def test_sigterm_while_enphase_hangs(
         ("inverters", "delivery", "envoy2emon.delivery", "Delivery.step"),
     ],
 )
-def test_thread_dies(  # noqa: PLR0913, PLR0917
+def test_thread_dies(
     daemon: StartDaemon, tmp_path: Path, command: str, thread: str, module: str, attribute: str
 ) -> None:
     """A thread that dies takes the process with it: its traceback in the log, exit code 1."""
@@ -178,9 +180,7 @@ def test_thread_dies(  # noqa: PLR0913, PLR0917
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_main_thread_dies(
-    daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str
-) -> None:
+def test_main_thread_dies(daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str) -> None:
     """The main thread dies with its traceback and exit code 1 as well, whatever the others do."""
     name = {"stream": "stream_row", "inverters": "inverter_row"}[command]
     process = daemon(command, environment=broken(tmp_path / "broken", f"envoy2emon.{command}", name))
@@ -207,7 +207,9 @@ def test_configuration_error(daemon: StartDaemon, command: str) -> None:
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["stream", "--loud"], ["stream", "--env-file"]])
 def test_wrong_usage(arguments: list[str]) -> None:
     """Wrong usage is exit code 2, and what is right is said."""
-    ended = subprocess.run([sys.executable, "-m", "envoy2emon", *arguments], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "envoy2emon", *arguments], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 2
     assert ended.stderr.startswith("usage: envoy2emon")
 
@@ -216,28 +218,24 @@ def test_env_file_not_there(tmp_path: Path) -> None:
     """A file that was asked for and is not there is a configuration error that names it."""
     path = tmp_path / "my.env"
     command = [sys.executable, "-m", "envoy2emon", "stream", "--env-file", str(path)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env={"EMONCMS_APIKEY": "key"})
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT, env={})
     assert ended.returncode == 78
     assert f"ERROR {path} does not exist" in ended.stderr
 
 
 def test_log_file(daemon: StartDaemon, tmp_path: Path) -> None:
     """LOG_FILE has UTC, pid and level, and is opened anew when logrotate has moved it."""
-    log = tmp_path / "envoy2emon.log"
-    process = daemon("stream", LOG_FILE=log, ENVOY_HOST="127.0.0.1:9")
+    log, moved = tmp_path / "envoy2emon.log", tmp_path / "envoy2emon.log.1"
+    process = daemon("stream", LOG_FILE=log, LOG_LEVEL="DEBUG", ENVOY_HOST="127.0.0.1:9")
     process.wait_for_line("WARNING Envoy")
-    pid = process.process.pid
-    for line in log.read_text().splitlines():
-        assert re.match(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ {pid} (INFO|WARNING) ", line)
-    log.rename(tmp_path / "envoy2emon.log.1")
-    process.terminate()
-    process.settings |= {"LOG_LEVEL": "DEBUG"}
-    process.start()
+    log.rename(moved)
     process.wait_for_line("DEBUG Envoy")
-    log.rename(tmp_path / "envoy2emon.log.2")
-    count = len(process.lines)
-    process.wait_for(lambda: len(process.lines) > count)
-    assert " DEBUG Envoy: 127.0.0.1:9 refuses" in log.read_text()
+    process.terminate()
+    line_shape = re.compile(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ {process.process.pid} (DEBUG|INFO|WARNING) ")
+    before, after = moved.read_text(), log.read_text()
+    assert all(line_shape.match(line) for line in (before + after).splitlines())
+    assert "WARNING Envoy: 127.0.0.1:9 refuses the connection" in before
+    assert "DEBUG Envoy: 127.0.0.1:9 refuses the connection" in after
 
 
 def test_env_file_open_to_all(daemon: StartDaemon, tmp_path: Path) -> None:

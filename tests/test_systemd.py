@@ -38,6 +38,8 @@ def machine(booted: Machine) -> Iterator[Machine]:
     for unit in BOTH:
         override(booted, unit, "RestartSec=0.2", "WatchdogSec=6")
     yield booted
+    for unit in BOTH:
+        print(*booted.journal(unit), sep="\n")  # pytest shows it where a test fails
     booted.enter("systemctl", "kill", "--signal=KILL", *BOTH)
     booted.run("systemctl", "stop", *BOTH)
     booted.enter("systemctl", "reset-failed", *BOTH)
