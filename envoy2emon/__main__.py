@@ -107,6 +107,7 @@ def _stream(settings: Config) -> int:
     service.start("reader", reader.run, patience=silence + REFUSED_WAIT_S)
     service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
     status = service.run(stream.take, lambda: stream.status(reader, delivery) + _expiry(tokens))
+    stream.close()
     return _stop(backlog, delivery, status)
 
 

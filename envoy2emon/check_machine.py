@@ -135,7 +135,8 @@ def _not_running(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
 
 def _changed_since(env_file: Path, started: str) -> bool:
     try:
-        return env_file.stat().st_mtime > float(started.removeprefix("@"))
+        # systemd tells whole seconds.
+        return env_file.stat().st_mtime >= float(started.removeprefix("@")) + 1
     except (OSError, ValueError):
         return False
 

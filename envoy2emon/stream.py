@@ -155,7 +155,17 @@ class Stream:
         """Take what the reader put into the inbox, or None when time has passed; return when to be called again."""
         readings = self._bursts.take(arrival) if arrival else []
         now = self._clock()
-        readings += self._bursts.release(now)
+        self._append(readings + self._bursts.release(now))
+        if arrival is None:
+            self._backlog.save()
+            self._backlog.say_losses()
+        return self._bursts.wait(now)
+
+    def close(self) -> None:
+        """Take what is held, for the process ends."""
+        self._append(self._bursts.release(float("inf")))
+
+    def _append(self, readings: list[MeterReading]) -> None:
         if readings:
             self._latest = readings[-1]
             rows = [stream_row(reading, self._node, self._selection) for reading in readings]
@@ -163,10 +173,6 @@ class Stream:
             if self._show:
                 for reading in readings:
                     self._show(reading)
-        if arrival is None:
-            self._backlog.save()
-            self._backlog.say_losses()
-        return self._bursts.wait(now)
 
     def status(self, reader: Reader, delivery: Delivery) -> str:
         """Say how it stands, in words for STATUS=."""

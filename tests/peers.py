@@ -92,6 +92,12 @@ class Peers:
             self._envoy.emit(NUMBERED % self._number)
         return count
 
+    def flow(self, count: int, at_once: int, pause: float) -> None:
+        """Send `count` events, so many at once with a pause in s behind them, whether they arrive or not."""
+        for left in range(count, 0, -at_once):
+            self.send(min(left, at_once))
+            threading.Event().wait(pause)
+
     def go_away(self) -> None:
         """Let EmonCMS answer every post with 502."""
         self._emoncms.fault = Fault((502, ""))

@@ -382,12 +382,13 @@ def test_emoncms_keys(check: Check, emoncms: StandInEmonCMS) -> None:
 
 def test_emoncms_that_tells_no_version(check: Check, emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch) -> None:
     """An EmonCMS without a version is known by its answer to the key; a router's login page is not taken for one."""
+    emoncms.fault = Fault((401, "Unauthorized"))
+    check().say("FAIL", "EmonCMS", "wants a password of its web server (401)")
+    emoncms.fault = None
     answer = emoncms.answer
     page = (200, "<html>Log in</html>")
     monkeypatch.setattr(emoncms, "answer", lambda path, *rest: page if "version" in path else answer(path, *rest))
     check().say("ok", "EmonCMS", "its version it does not say")
-    emoncms.fault = Fault((401, "Unauthorized"))
-    check().say("FAIL", "EmonCMS", "wants a password of its web server (401)")
     emoncms.fault = Fault(page)
     check().say("FAIL", "EmonCMS", "answers '<html>Log in</html>'", "Is EMONCMS_URL right?")
 

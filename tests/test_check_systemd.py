@@ -42,6 +42,7 @@ def test_what_systemd_tells() -> None:
         wait_for("the unit to fail", lambda: machine.show("envoy2emon_inv", "ActiveState") == "failed")
         machine.run("journalctl", "--sync")
         machine.write(SETTINGS, f"{settings}EMONCMS_APIKEY={emoncms.key}\n", "0600")
+        machine.run("touch", "--date=1 minute", str(SETTINGS))  # systemd tells whole seconds
         running, failed = units(machine)
         assert running.startswith("warn  units      envoy2emon runs: ")
         assert running.endswith("The settings changed since it started: sudo systemctl restart envoy2emon")

@@ -81,13 +81,21 @@ def chunk_by_chunk(envoy: SimulatedEnvoy, data: bytes) -> None:
         envoy.emit_raw(event + b"\n\n")
 
 
+def buffers(envoy: SimulatedEnvoy, data: bytes) -> None:
+    """Send 16 KiB at once, as D7.0.88 does, and then the rest."""
+    envoy.emit_raw(data[:16384])
+    envoy.emit_raw(data[16384:])
+
+
 def pieces(envoy: SimulatedEnvoy, data: bytes) -> None:
     """Send pieces that know nothing of events."""
     for start in range(0, len(data), 1400):
         envoy.emit_raw(data[start : start + 1400])
 
 
-@pytest.mark.parametrize(("send", "chunked"), [(one_write, True), (chunk_by_chunk, True), (pieces, False)])
+@pytest.mark.parametrize(
+    ("send", "chunked"), [(one_write, True), (chunk_by_chunk, True), (buffers, True), (pieces, False)]
+)
 def test_burst(
     daemon: StartDaemon,
     envoy: SimulatedEnvoy,

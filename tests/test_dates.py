@@ -1,0 +1,155 @@
+"""Dates on the way to EmonCMS, and what `input/get` tells of a post that nobody answered."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from urllib.parse import parse_qs
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envoy2emon.dates import Arrived, ByAge, ByDate, Flight
+from envoy2emon.inputs import Row
+
+DAY_S = 86400.0
+ELEVEN = [Row(1000.0 + n, "Envoy-S", {"p": Decimal(500 + n), "zero": Decimal(0)}) for n in range(11)]
+EQUAL = [replace(row, inputs={"p": Decimal(500)}) for row in ELEVEN]
+SENT_AT = 1011.25
+SERVER_AHEAD_S = 1_700_000_000.6
+
+
+def entries(form: str) -> tuple[list[list[object]], dict[str, list[str]]]:
+    """Take a form apart into its rows and the other fields."""
+    fields = parse_qs(form, strict_parsing=True)
+    return json.loads(fields.pop("data")[0]), fields
+
+
+def after(rows: Sequence[Row], applied_at: float = SENT_AT, asked_at: float = SENT_AT + 1) -> Arrived:
+    """Return what EmonCMS tells when these rows were applied at that monotonic time, and it was asked at the other."""
+    inputs: dict[str, tuple[int, float]] = {"other": (2_000_000_000, 1.0)}
+    for row in rows:
+        date = math.floor(applied_at + SERVER_AHEAD_S) - int(SENT_AT - row.at)
+        inputs |= {name: (date, float(value)) for name, value in row.inputs.items()}
+    return Arrived(inputs, math.floor(asked_at + SERVER_AHEAD_S), asked_at)
+
+
+def applied(rows: Sequence[Row], arrived: Arrived, *, answered: bool = False) -> int:
+    """Return how many of the rows, sent at SENT_AT, need not go again."""
+    return ByAge().applied(rows, Flight(len(rows), SENT_AT, answered), arrived)
+
+
+def test_a_form_names_ages_and_the_digits_that_came() -> None:
+    """Stream rows go as `sentat=0` with whole seconds of age below zero, numbers in the Envoy's digits."""
+    rows = [Row(7.1, "Envoy-S", {"a": Decimal("-0.0")}), Row(9.9, "Envoy-S", {"a": Decimal("54.740"), "b": Decimal(2)})]
+    form = ByAge().form(rows, 10.0)
+    assert entries(form) == ([[-2, "Envoy-S", {"a": 0.0}], [0, "Envoy-S", {"a": 54.74, "b": 2}]], {"sentat": ["0"]})
+    assert '{"a":54.740,"b":2}' in form
+
+
+def test_a_form_names_the_dates_of_reports() -> None:
+    """Inverter rows go as `time=0` with the epoch seconds of the report, whenever they are posted."""
+    rows = [Row(1_700_000_000, "roof & shed", {"122_wNow": Decimal(210)})]
+    expected = ([[1_700_000_000, "roof & shed", {"122_wNow": 210}]], {"time": ["0"]})
+    assert [entries(ByDate().form(rows, now)) for now in (0.0, DAY_S)] == [expected, expected]
+
+
+@given(age=st.floats(0, DAY_S), server_ahead=st.floats(-1e6, 2e9), now=st.floats(DAY_S, 1e7))
+def test_a_date_is_right_to_within_a_second(age: float, server_ahead: float, now: float) -> None:
+    """However old a row is and whatever EmonCMS's clock shows, its date is less than a second off."""
+    rows, _ = entries(ByAge().form([Row(now - age, "Envoy-S", {"a": Decimal(1)})], now))
+    date = math.floor(now + server_ahead) + int(str(rows[0][0]))
+    assert abs(date - (now - age + server_ahead)) < 1 + 1e-6
+
+
+def test_no_row_is_dated_into_the_future() -> None:
+    """A reading that is younger than the post, which cannot be, counts as read now."""
+    assert entries(ByAge().form([Row(20.0, "Envoy-S", {"a": Decimal(1)})], 10.0))[0][0][0] == 0
+
+
+@pytest.mark.parametrize("count", range(12))
+@pytest.mark.parametrize("delay", [0.0, 0.7, 13.0])
+def test_what_arrived_is_known(count: int, delay: float) -> None:
+    """Any number of rows applied is recognised: of a part the newest goes again, all of them do not."""
+    arrived = after(ELEVEN[:count], SENT_AT + delay, SENT_AT + delay + 1)
+    assert applied(ELEVEN, arrived) == (count if count in (0, 11) else count - 1)
+    assert applied(ELEVEN, arrived, answered=True) == count
+
+
+@pytest.mark.parametrize("count", range(12))
+def test_equal_rows_are_told_apart_by_their_dates(count: int) -> None:
+    """Rows that are equal in every digit: none is skipped that has not arrived, and at most the newest goes again."""
+    assert applied(EQUAL, after(EQUAL[:count])) in {max(0, count - 1), count}
+    assert applied(EQUAL, after([replace(EQUAL[0], at=999.0)])) == 0
+
+
+@pytest.mark.parametrize("count", range(11))
+def test_a_row_of_which_a_half_arrived_goes_again(count: int) -> None:
+    """EmonCMS sets one input after the other: what it did before the row at which it died is recognised."""
+    half = replace(ELEVEN[count], inputs={"p": ELEVEN[count].inputs["p"]})
+    assert applied(ELEVEN, after([*ELEVEN[:count], half])) == max(0, count - 1)
+
+
+def test_a_missing_section_hides_nothing() -> None:
+    """The inputs that the newest rows do not have may stand at older rows."""
+    rows = [*ELEVEN[:9], *(replace(row, inputs={"p": row.inputs["p"]}) for row in ELEVEN[9:])]
+    assert applied(rows, after(rows)) == 11
+    assert applied(rows, after(rows[:10])) == 9
+
+
+def test_an_earlier_equal_row_is_not_taken_for_one_of_the_post() -> None:
+    """Values that stood there before the post was sent prove nothing, however long ago it was."""
+    old = {"p": (math.floor(SENT_AT + SERVER_AHEAD_S) - 15, 510.0), "zero": (math.floor(SENT_AT + SERVER_AHEAD_S) - 15, 0.0)}
+    assert applied(ELEVEN, Arrived(old, math.floor(SENT_AT + 1 + SERVER_AHEAD_S), SENT_AT + 1)) == 0
+
+
+def test_half_a_day_later_the_same_is_known() -> None:
+    """The clocks drift apart by up to 100 us a second while EmonCMS is away."""
+    for drift in (-4.0, 4.0):
+        asked_at = SENT_AT + DAY_S / 2
+        late = replace(after(ELEVEN[:6], SENT_AT, asked_at), date=math.floor(asked_at + SERVER_AHEAD_S + drift))
+        assert applied(ELEVEN, late) == 5
+
+
+def test_six_digits_are_enough() -> None:
+    """Without Redis EmonCMS keeps values as MySQL FLOATs: 123456.789 comes back as 123457."""
+    rows = [replace(row, inputs={"p": Decimal("123456.789") + number}) for number, row in enumerate(ELEVEN)]
+    arrived = after(rows)
+    rounded = {name: (date, float(f"{value:.6g}")) for name, (date, value) in arrived.inputs.items()}
+    assert applied(rows, replace(arrived, inputs=rounded)) == 11
+
+
+REPORTS = [
+    Row(date, "roof", {f"{serial}_wNow": Decimal(watts), f"{serial}_wMax": Decimal(295)})
+    for date, serial, watts in [(100, "A", 1), (101, "B", 2), (102, "C", 3), (400, "A", 4), (401, "B", 5)]
+]
+
+
+def reported(rows: Sequence[Row], before: Mapping[str, tuple[int, float]] | None = None) -> Arrived:
+    """Return what EmonCMS tells after these reports."""
+    inputs = dict(before or {})
+    for row in rows:
+        inputs |= {name: (int(row.at), float(value)) for name, value in row.inputs.items()}
+    return Arrived(inputs, 500, 7.0)
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_reports_are_known_by_date_and_value(count: int) -> None:
+    """Of a part of the reports the newest goes again; all of them do not."""
+    flight = Flight(5, 6.0)
+    expected = count if count in (0, 5) else count - 1
+    assert ByDate().applied(REPORTS, flight, reported(REPORTS[:count])) == expected
+
+
+def test_a_report_that_came_before_hides_no_other() -> None:
+    """At a restart current reports go once more: that EmonCMS has those of A and C does not mean that it has B's."""
+    before = reported([REPORTS[0], REPORTS[2]]).inputs | {"B_wNow": (50, 9.0), "B_wMax": (50, 9.0)}
+    assert ByDate().applied(REPORTS[:3], Flight(3, 6.0, answered=True), reported([], before)) == 1
+
+
+def test_a_report_older_than_the_last_is_not_lost() -> None:
+    """A gateway whose clock was set back sends older dates: a later date in EmonCMS is no proof of them."""
+    back = replace(REPORTS[3], at=90)
+    assert ByDate().applied([REPORTS[0], back], Flight(2, 6.0, answered=True), reported(REPORTS[:1])) == 1
