@@ -3,7 +3,6 @@
 The law of this file: a Config that exists is valid, and whoever reads a problem knows what to write where.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -52,9 +51,11 @@ def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Con
     in_environment = {name for name in environ if name.startswith(PREFIXES)}
     if not (texts or in_environment or problems):
         problems.append(f"{shown} is missing or holds no setting: {_COPY}")
-    for name in sorted(texts.keys() | in_environment):
+    for name in sorted((texts.keys() | in_environment) - by_name.keys()):
+        import difflib  # noqa: PLC0415 - 1 ms and 0.1 MB, for mistakes only
+
         near = difflib.get_close_matches(name.upper(), by_name, 1, 0.8)
-        if name not in by_name and (near or name.upper().startswith(PREFIXES)):
+        if near or name.upper().startswith(PREFIXES):
             hint = difflib.get_close_matches(name.upper(), by_name, 1, 0)[0]
             warnings.append(f"{name} is no setting of envoy2emon and is not used: is {hint} meant?")
     values: dict[str, Any] = {}

@@ -127,7 +127,7 @@ class ByDate:
 
 
 def _sure(rows: Sequence[Row], flight: Flight, count: int, *, doubtful: bool = False) -> int:
-    """Return how many rows need not go again: where EmonCMS broke off, it may not have run the newest one's processes."""
+    """Return how many rows need not go again: where EmonCMS broke off, the newest one's processes may not have run."""
     broke_off = count < len(rows) and not flight.answered
     return max(0, count - 1) if broke_off or doubtful else count
 

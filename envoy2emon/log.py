@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 # sd-daemon(3): a line on stderr may begin with its syslog priority.
@@ -34,16 +33,6 @@ class _Formatter(logging.Formatter):
         return "\n".join(prefix + line for line in text.splitlines())
 
 
-class _MovableFile(WatchedFileHandler):
-    """The file: one that cannot be opened again after logrotate moved it costs its lines, not the daemon."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            super().emit(record)
-        except OSError:
-            self.handleError(record)
-
-
 def under_journal(environ: Mapping[str, str]) -> bool:
     """Tell whether stderr is the journal: $JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
     try:
@@ -67,8 +56,10 @@ def setup(
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # at DEBUG it logs every request, and retries at WARNING
     logging.raiseExceptions = False  # a full disk under LOG_FILE is not worth a traceback a line
     if file:
+        from envoy2emon.log_file import MovableFile  # noqa: PLC0415 - 0.3 MB and 2 ms that few owners need
+
         try:
-            handler = _MovableFile(file, encoding="utf-8", errors="backslashreplace")
+            handler = MovableFile(file, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             root.warning("LOG_FILE %s cannot be written (%s): logging goes to stderr only", file, error.strerror)
             return

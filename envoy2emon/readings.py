@@ -7,7 +7,6 @@ are all on record (vincentwolsink's integration).
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -27,6 +26,10 @@ REPORT_NAMES = {
     "pf": "pwrFactor",
     "f": "freqHz",
 }
+
+
+# float's greatest is 1.8e308; adjusted() tells the exponent in a fifth of the time that float() takes.
+_INFINITE = 308
 
 
 class BadReading(Exception):
@@ -120,7 +123,7 @@ def _known_sections(answer: dict[str, Any]) -> dict[str, dict[str, dict[str, Dec
 
 def _load(text: str) -> Any:  # noqa: ANN401 - whatever a gateway answers
     try:
-        return json.loads(text, parse_float=_literal, parse_int=_literal, parse_constant=lambda _: None)
+        return _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         kind = "an HTML page" if text.lstrip()[:1] == "<" else "an empty answer" if not text.strip() else "not JSON"
         raise BadReading(f"{kind}: {text.strip()[:60]!r}") from error
@@ -131,6 +134,10 @@ def _literal(digits: str) -> Decimal | None:
         return Decimal(digits)
     except InvalidOperation:  # an exponent of twenty digits
         return None
+
+
+# json.loads() would make a decoder for each event.
+_JSON = json.JSONDecoder(parse_float=_literal, parse_int=_literal, parse_constant=lambda _: None)
 
 
 def _object(value: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -147,7 +154,7 @@ def _list(value: Any) -> list[Any]:  # noqa: ANN401
 
 def _number(value: Any) -> Decimal | None:  # noqa: ANN401
     # EmonCMS turns text and null into 0, and an infinity (1e999 is one to PHP) spoils a feed for good.
-    return value if isinstance(value, Decimal) and math.isfinite(float(value)) else None
+    return value if isinstance(value, Decimal) and value.adjusted() < _INFINITE else None
 
 
 def _whole(value: Any) -> int | None:  # noqa: ANN401

@@ -11,7 +11,6 @@ import signal
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -42,7 +41,7 @@ def boot_id(environ: Mapping[str, str]) -> str:
     try:
         return environ.get("ENVOY2EMON_BOOT_ID") or Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
-        return str(uuid.uuid4())
+        return os.urandom(16).hex()
 
 
 class Service(Generic[T]):

@@ -13,20 +13,23 @@ the dates fit each other.
 
 import json
 import logging
-import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from envoy2emon.dates import Flight, Progress
 from envoy2emon.inputs import Row
 
+if TYPE_CHECKING:
+    import sqlite3
+
 _log = logging.getLogger(__name__)
 
 _OURS = 0x65326501  # SQLite's application_id: "e2e", layout 1
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DAMAGED = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
 _LAYOUT = f"""
     BEGIN;
     PRAGMA application_id = {_OURS};
@@ -78,11 +81,11 @@ class Spool:
         try:
             if self._path and self._path.exists():
                 return self._read(self._open(self._path), now)
-        except (sqlite3.Error, zlib.error, ValueError, TypeError, LookupError) as error:
-            self._set_aside(error)
         except OSError as error:
             self._unread = error
             self._say(error)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file that anyone may have written
+            self._set_aside(error)
         return [], Progress(0)
 
     def save(self, groups: Iterable[Group], progress: Progress) -> bool:
@@ -92,6 +95,8 @@ class Spool:
         if self._path is None or self._unread:
             self._say("there is no state directory")
             return False
+        import sqlite3  # noqa: PLC0415 - 0.9 MB, needed only when EmonCMS is or was away
+
         try:
             with self._file or self._open(self._path) as file:
                 file.execute("BEGIN IMMEDIATE")
@@ -100,7 +105,9 @@ class Spool:
                     [(group.first, group.count, group.shift, group.packed) for group in groups],
                 )
                 file.execute("DELETE FROM rows WHERE first + count <= ?", (progress.delivered,))
-                self._note(file, progress)
+                flight = (progress.flight.end, progress.flight.sent_at) if progress.flight else (None, None)
+                state = (self._boot, self._wall(), progress.delivered, *flight)
+                file.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?, ?)", state)
         except (OSError, sqlite3.Error) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
                 self._set_aside(error)
@@ -115,19 +122,22 @@ class Spool:
     def clear(self) -> None:
         """Remove the file: all rows are delivered."""
         if self.holds_rows and self._path:
-            self._close()
+            self.close()
             try:
                 self._path.unlink(missing_ok=True)
                 self.holds_rows = False
             except OSError as error:
                 self._say(error)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the file."""
         if self._file:
             self._file.close()
             self._file = None
 
-    def _open(self, path: Path) -> sqlite3.Connection:
+    def _open(self, path: Path) -> "sqlite3.Connection":
+        import sqlite3  # noqa: PLC0415 - 0.9 MB, needed only when EmonCMS is or was away
+
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # One lock in Backlog guards every use, by whatever thread.
         file = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
@@ -143,7 +153,7 @@ class Spool:
         self.holds_rows = True
         return file
 
-    def _read(self, file: sqlite3.Connection, now: float) -> tuple[list[Group], Progress]:
+    def _read(self, file: "sqlite3.Connection", now: float) -> tuple[list[Group], Progress]:
         groups: list[Group] = []
         state = file.execute("SELECT boot, wall, delivered, flying, sent FROM state").fetchone()
         boot, wall, delivered, end, sent = state or (self._boot, 0.0, 0, None, 0.0)
@@ -158,33 +168,19 @@ class Spool:
         shift = 0.0 if boot == self._boot else min(wall - self._wall(), now - newest)
         groups = [replace(group, shift=group.shift + shift) for group in groups]
         progress = Progress(delivered, None if end is None else Flight(end, sent + shift))
-        if boot != self._boot:
-            try:
-                with file:
-                    file.execute("BEGIN IMMEDIATE")
-                    file.execute("UPDATE rows SET shift = shift + ?", (shift,))
-                    self._note(file, progress)
-            except sqlite3.Error as error:
-                self._unread = error
-                self._say(error)
+        # All times in the file are of one boot.
+        if boot != self._boot and not self.save(groups, progress):
+            self._unread = OSError("it is of an earlier boot")
         return groups, progress
 
-    def _note(self, file: sqlite3.Connection, progress: Progress) -> None:
-        flight = (progress.flight.end, progress.flight.sent_at) if progress.flight else (None, None)
-        state = (self._boot, self._wall(), progress.delivered, *flight)
-        file.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?, ?)", state)
-
     def _set_aside(self, error: Exception) -> None:
-        """Give the file a new name, and with it its journal, which would spoil a new file."""
-        self._close()
+        """Give the file a new name."""
+        self.close()
         self.holds_rows = False
         path, number = Path(self._path or ""), 1
         try:
             while (aside := path.with_suffix(f".damaged-{number}")).exists():
                 number += 1
-            journal = Path(f"{path}-journal")
-            if journal.exists():
-                journal.rename(f"{aside}-journal")
             if path.exists():
                 path.rename(aside)
                 _log.warning("the saved backlog %s cannot be read (%s): it is now %s", path, error, aside.name)
@@ -198,4 +194,4 @@ class Spool:
             where = f" to {self._path}" if self._path else ""
             _log.warning("the backlog cannot be saved%s (%s): rows wait in memory only", where, trouble)
             self._said = True
-        self._close()
+        self.close()

@@ -101,7 +101,10 @@ def test_a_missing_section_hides_nothing() -> None:
 
 def test_an_earlier_equal_row_is_not_taken_for_one_of_the_post() -> None:
     """Values that stood there before the post was sent prove nothing, however long ago it was."""
-    old = {"p": (math.floor(SENT_AT + SERVER_AHEAD_S) - 15, 510.0), "zero": (math.floor(SENT_AT + SERVER_AHEAD_S) - 15, 0.0)}
+    old = {
+        "p": (math.floor(SENT_AT + SERVER_AHEAD_S) - 15, 510.0),
+        "zero": (math.floor(SENT_AT + SERVER_AHEAD_S) - 15, 0.0),
+    }
     assert applied(ELEVEN, Arrived(old, math.floor(SENT_AT + 1 + SERVER_AHEAD_S), SENT_AT + 1)) == 0
 
 
@@ -115,7 +118,7 @@ def test_half_a_day_later_the_same_is_known() -> None:
 
 def test_six_digits_are_enough() -> None:
     """Without Redis EmonCMS keeps values as MySQL FLOATs: 123456.789 comes back as 123457."""
-    rows = [replace(row, inputs={"p": Decimal("123456.789") + number}) for number, row in enumerate(ELEVEN)]
+    rows = [replace(row, inputs={"p": Decimal("123456.789") + 10 * number}) for number, row in enumerate(ELEVEN)]
     arrived = after(rows)
     rounded = {name: (date, float(f"{value:.6g}")) for name, (date, value) in arrived.inputs.items()}
     assert applied(rows, replace(arrived, inputs=rounded)) == 11
@@ -145,7 +148,7 @@ def test_reports_are_known_by_date_and_value(count: int) -> None:
 
 def test_a_report_that_came_before_hides_no_other() -> None:
     """At a restart current reports go once more: that EmonCMS has those of A and C does not mean that it has B's."""
-    before = reported([REPORTS[0], REPORTS[2]]).inputs | {"B_wNow": (50, 9.0), "B_wMax": (50, 9.0)}
+    before = {**reported([REPORTS[0], REPORTS[2]]).inputs, "B_wNow": (50, 9.0), "B_wMax": (50, 9.0)}
     assert ByDate().applied(REPORTS[:3], Flight(3, 6.0, answered=True), reported([], before)) == 1
 
 

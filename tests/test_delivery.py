@@ -4,24 +4,31 @@ The law of this file: whatever EmonCMS does, and whenever the daemon is killed, 
 """
 
 import json
+import logging
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import parse_qs
 
-from hypothesis import given, note, settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envoy2emon import emoncms as emoncms_room
 from envoy2emon.backlog import Backlog
-from envoy2emon.dates import Arrived, ByAge
-from envoy2emon.delivery import Delivery
+from envoy2emon.dates import Arrived, ByAge, ByDate
+from envoy2emon.delivery import MOST_BAD_ROWS, MOST_ROWS, Delivery
 from envoy2emon.emoncms import Dropped, EmonCMS, Unauthorized, Unavailable
 from envoy2emon.inputs import Row
+from envoy2emon.outage import REFUSED_WAIT_S
+from envoy2emon.settings import Secret
 from envoy2emon.spool import Spool
+from envoy2emon.standin import Fault, StandInEmonCMS
+from tests.emoncms import FAULTS as AWAY
 
 TICK_S = 5.0  # the main thread looks at the backlog so often
 MAY_COST_S = 60.0  # what a kill may cost
@@ -38,6 +45,7 @@ class Tracked(ByAge):
         self.rows: list[Row] = []
 
     def form(self, rows: Sequence[Row], now: float) -> str:
+        """Return the form, and keep the rows."""
         self.rows = list(rows)
         return super().form(rows, now)
 
@@ -56,10 +64,12 @@ class Server:
         self._inputs: dict[str, tuple[int, float]] = {}
 
     def connect(self) -> None:
+        """Do as EmonCMS.connect."""
         if self.fault[0] == "refused":
             raise Unavailable("refused")
 
     def post(self, form: str) -> None:
+        """Do as EmonCMS.post, and what the fault says."""
         (kind, rows, inputs), self.fault = self.fault, ("", 0, 0)
         times = [entry[0] for entry in json.loads(parse_qs(form)["data"][0])]
         self.now += self.delay
@@ -85,6 +95,7 @@ class Server:
             raise Unavailable("Fatal error", unclear=True)
 
     def inputs(self, _node: str) -> Arrived:
+        """Do as EmonCMS.inputs."""
         (kind, _, _), self.fault = self.fault, ("", 0, 0)
         if kind == "killed":
             raise Killed
@@ -102,9 +113,9 @@ class Server:
         return math.floor(self.now + self.offset)
 
     def _apply(self, rows: Sequence[Row], times: Sequence[int]) -> None:
-        for row, time in zip(rows, times, strict=False):
-            self.log.append((row.at, self._second() + time))
-            self._set(row.inputs, self._second() + time)
+        for row, age in zip(rows, times, strict=False):
+            self.log.append((row.at, self._second() + age))
+            self._set(row.inputs, self._second() + age)
 
     def _set(self, inputs: Mapping[str, Decimal], date: int) -> None:
         self._inputs |= {name: (date, float(value)) for name, value in inputs.items()}
@@ -216,7 +227,7 @@ def live(world: World, story: list[tuple[object, ...]]) -> None:
     world.judge()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(story=happenings(0.95), offset=st.floats(-1e5, 1e9), delay=st.floats(0, 0.5))
 def test_each_row_arrives_once(story: list[tuple[object, ...]], offset: float, delay: float) -> None:
     """Whatever happens to posts and to the daemon: nothing is lost, at most the newest row goes twice, dates hold."""
@@ -224,9 +235,199 @@ def test_each_row_arrives_once(story: list[tuple[object, ...]], offset: float, d
         live(World(Server(offset, delay), Path(directory), distinct), story)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(story=happenings(1.0), offset=st.floats(-1e5, 1e9))
 def test_equal_rows_arrive_once(story: list[tuple[object, ...]], offset: float) -> None:
     """Rows that are equal in every digit are told apart by their dates."""
     with TemporaryDirectory() as directory:
         live(World(Server(offset, 0.0), Path(directory), equal), story)
+
+
+class Line:
+    """A backlog in memory, its delivery, and a stand-in at the other end of a real connection."""
+
+    def __init__(
+        self, emoncms: StandInEmonCMS, count: int, value: Callable[[int], int] = lambda number: number
+    ) -> None:
+        self.emoncms = emoncms
+        self.backlog = Backlog(86400, Spool(None, "boot", lambda: 0.0), time.monotonic)
+        client = EmonCMS(emoncms.url, Secret(emoncms.key))
+        self.delivery = Delivery(self.backlog, client, ByAge(), time.monotonic, lambda: 0.0)
+        self.began = time.monotonic() - count
+        self.rows = [Row(self.began + n, "Envoy-S", {"p": Decimal(value(n)), "zero": Decimal(0)}) for n in range(count)]
+        self.backlog.append(self.rows)
+
+    def steps(self, most: int = 400) -> int:
+        """Go on without a pause until nothing waits, and return how many steps that took."""
+        for number in range(most):
+            if self.delivery.step() is None:
+                return number
+        return most
+
+    def arrived(self) -> list[int]:
+        """Return the values in the order in which they were applied."""
+        return [int(row.inputs["p"]) for row in self.emoncms.rows]
+
+    def kwh(self) -> float:
+        """Return what `power to kWh` made of the rows."""
+        return self.emoncms.account.nodes["Envoy-S"]["p"].kwh
+
+
+def test_rows_go_oldest_first_in_batches(emoncms: StandInEmonCMS) -> None:
+    """What waits goes before what is new, at most a hundred rows at once, over one connection."""
+    line = Line(emoncms, 950)
+    line.delivery.step()
+    line.backlog.append([Row(time.monotonic(), "Envoy-S", {"p": Decimal(950)})])
+    line.steps()
+    assert line.arrived() == list(range(951))
+    assert (emoncms.requests, emoncms.connections, MOST_ROWS) == (10, 1, 100)
+
+
+@pytest.mark.parametrize("clock_offset", [0, -3 * 3600, 86400 * 365])
+def test_dates_are_right_whatever_the_clocks_show(emoncms: StandInEmonCMS, clock_offset: float) -> None:
+    """EmonCMS's clock may be hours off: rows are dated by it, to within a second of their age."""
+    emoncms.clock_offset = clock_offset
+    line = Line(emoncms, 300)
+    line.steps()
+    for row, applied in zip(line.rows, emoncms.rows, strict=True):
+        truth = emoncms.now() - (time.monotonic() - row.at)
+        assert abs(applied.time - truth) < 1.1
+    assert all(after.time >= before.time for before, after in pairwise(emoncms.rows))
+
+
+@pytest.mark.parametrize("fault", AWAY.values(), ids=AWAY.keys())
+def test_away_in_every_way(emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+    """Rows are kept while EmonCMS is away; then all arrive, in order, once, but for the newest that had arrived."""
+    monkeypatch.setattr(emoncms_room, "ANSWER_TIMEOUT_S", 0.2)
+    emoncms.fault = fault
+    line = Line(emoncms, 11)
+    assert line.delivery.step() in {0.0, 1.0, REFUSED_WAIT_S}
+    assert len(line.backlog) == 11
+    emoncms.fault = None
+    line.steps()
+    again = 1 if fault.applied == 2 else 0
+    assert sorted(line.arrived()) == sorted([*range(11), *[1] * again])
+    assert line.arrived() == sorted(line.arrived())
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["distinct", "equal"])
+@pytest.mark.parametrize("applied", [0, 1, 5, 10, 11])
+@pytest.mark.parametrize("answer", ["cut", (200, "Fatal error"), (500, "")], ids=["cut", "fatal error", "500"])
+def test_eleven_rows_sent_answer_lost_energy_not_doubled(
+    emoncms: StandInEmonCMS,
+    answer: object,
+    applied: int,
+    equal: bool,  # noqa: FBT001
+) -> None:
+    """Eleven rows at a constant 3.6 kW are 10 Wh, however many of them were applied when the answer got lost."""
+    emoncms.fail_next(Fault(answer, applied))  # type: ignore[arg-type]
+    line = Line(emoncms, 11, lambda number: 3600 if equal else 3600 + number)
+    line.steps()
+    assert len(emoncms.rows) - 11 in {0, 1}
+    assert line.kwh() == pytest.approx(0.010, abs=0.0011)  # the newest row may go again a second apart
+    if applied == 11 and not equal:
+        assert len(emoncms.rows) == 11
+
+
+def test_the_same_batch_twice_would_double_it(emoncms: StandInEmonCMS) -> None:
+    """The stand-in counts as EmonCMS does: a batch that goes again is energy that never was."""
+    line = Line(emoncms, 11, lambda _: 3600)
+    line.steps()
+    line.backlog.append(line.rows)
+    line.steps()
+    assert line.kwh() == pytest.approx(0.020, abs=0.0022)
+
+
+@pytest.mark.parametrize("bad", [(0,), (37,), (99,), (36, 37), (5, 60, 250)])
+def test_a_bad_row_is_found_and_dropped(
+    emoncms: StandInEmonCMS, caplog: pytest.LogCaptureFixture, bad: tuple[int, ...]
+) -> None:
+    """It is dropped with the server's words and its own; the rows around it arrive once."""
+    emoncms.account.reject = lambda _, inputs: int(inputs["p"]) in bad
+    line = Line(emoncms, 260)
+    line.steps()
+    assert line.arrived() == [number for number in range(260) if number not in bad]
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * len(bad)
+    for number, words in zip(bad, caplog.messages, strict=True):
+        assert "this row is rejected" in words
+        assert f'"p":{number},' in words
+
+
+def test_if_every_row_is_rejected_they_are_kept(emoncms: StandInEmonCMS, caplog: pytest.LogCaptureFixture) -> None:
+    """EmonCMS with 32 nodes takes no row at all: after ten that is no matter of rows any more."""
+    emoncms.account.reject = lambda *_: True
+    line = Line(emoncms, 100)
+    waits = [line.delivery.step() for _ in range(60)]
+    assert REFUSED_WAIT_S in waits
+    assert len(line.backlog) == 100 - MOST_BAD_ROWS
+    assert "rejects every row" in caplog.messages[-1]
+    emoncms.account.reject = lambda *_: False
+    line.steps()
+    assert line.arrived() == list(range(MOST_BAD_ROWS, 100))
+
+
+def test_a_connection_closed_while_idle_is_silent(emoncms: StandInEmonCMS, caplog: pytest.LogCaptureFixture) -> None:
+    """A kept connection that is closed as a post goes out is tried again at once, and nobody hears of it."""
+    caplog.set_level(logging.INFO)
+    line = Line(emoncms, 150)
+    line.delivery.step()
+    emoncms.fail_next(Fault("cut"))
+    assert line.delivery.step() == 0.0
+    line.steps()
+    assert line.arrived() == list(range(150))
+    assert caplog.messages == []
+
+
+def test_a_server_that_dies_of_each_post_is_an_outage(
+    emoncms: StandInEmonCMS, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the second try is closed as well it was not for idleness: it is said, and waits grow."""
+    line = Line(emoncms, 250)
+    line.delivery.step()
+    emoncms.fail_next(*[Fault("cut")] * 6)
+    waits = [line.delivery.step() or 0.0 for _ in range(20)]
+    assert max(waits) >= 4
+    assert "closed" in caplog.messages[0]
+    line.steps()
+    assert line.arrived() == list(range(250))
+
+
+def test_an_outage_is_two_lines(emoncms: StandInEmonCMS, caplog: pytest.LogCaptureFixture) -> None:
+    """One line when it starts; one when it ends, with how long and how many rows."""
+    caplog.set_level(logging.INFO)
+    line = Line(emoncms, 250)
+    for fault in ("502", "fatal error", "cut", "500", "empty"):
+        emoncms.fault = AWAY[fault]
+        line.delivery.step()
+    assert "502" not in line.delivery.status()
+    assert line.delivery.status().startswith("backlog 250, for 0 s: ")
+    emoncms.fault = None
+    line.steps()
+    assert len(caplog.messages) == 2
+    assert caplog.messages[1] == "EmonCMS: back after 0 s; 250 rows waited and are being delivered"
+    assert line.delivery.status() == "backlog 0"
+
+
+def test_a_wrong_key_waits_for_the_owner(emoncms: StandInEmonCMS, caplog: pytest.LogCaptureFixture) -> None:
+    """401: an ERROR that says what to do, once; the rows are kept, and it is tried every five minutes."""
+    line = Line(emoncms, 11)
+    emoncms.key = "changed"
+    assert [line.delivery.step() for _ in range(3)] == [REFUSED_WAIT_S] * 3
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    emoncms.key = "writekey"
+    line.steps()
+    assert line.arrived() == list(range(11))
+
+
+def test_reports_keep_their_dates(emoncms: StandInEmonCMS) -> None:
+    """Inverter rows are dated by the gateway, however late they arrive, and what arrived of them is known."""
+    backlog = Backlog(86400, Spool(None, None, lambda: 0.0), time.monotonic)
+    client = EmonCMS(emoncms.url, Secret(emoncms.key))
+    delivery = Delivery(backlog, client, ByDate(), time.monotonic, lambda: 0.0)
+    reports = [Row(1_700_000_000 + 7 * n, "roof", {f"{n % 4}_wNow": Decimal(n)}) for n in range(20)]
+    emoncms.fail_next(Fault("cut", applied=9))
+    backlog.append(reports)
+    while delivery.step() is not None:
+        pass
+    dates = [row.time for row in emoncms.rows]
+    assert dates == sorted([1_700_000_000 + 7 * n for n in [*range(20), 8]])

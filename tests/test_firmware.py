@@ -455,6 +455,18 @@ def test_stream_not_allowed(envoy: SimulatedEnvoy, status: int) -> None:
     assert json.loads(reading.reports()) == envoy.reports
 
 
+def test_session_does_not_vouch_for_token(envoy: SimulatedEnvoy) -> None:
+    """A token that the gateway refuses is named so, though its session is still good."""
+    envoy.upgrade("D8.3.6086")
+    token = token_for(envoy)
+    reading = client(envoy, ENVOY_TOKEN=token)
+    reading.reports()
+    envoy.tokens.refused.add(token)
+    envoy.answers[STREAM] = Answer(401)
+    with pytest.raises(Refused, match="the gateway refuses ENVOY_TOKEN: put ENPHASE_EMAIL"):
+        reading.stream(1).__enter__()
+
+
 @pytest.mark.parametrize("challenge", ["\xfe\xac?\xff", 'Digest qop="auth"', "Digest", ""])
 def test_garbage_challenge(envoy: SimulatedEnvoy, challenge: str) -> None:
     """A 401 without a usable challenge means bad credentials (R3.9.36)."""

@@ -1,0 +1,129 @@
+"""What a soak sent and what arrived: every event is counted, and whoever was not to arrive has an excuse.
+
+The law of this file: an event is owed if the Envoy sent it into a connection that was well, to a process that was well,
+from a little before to a little after. Such an event may be missing only if a SIGKILL followed before it was saved, and
+then everything that followed it up to the kill is missing too. Times are monotonic seconds.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+# From the simulator's socket through the daemon's hold for bursts (50 ms) into its backlog, on a busy machine.
+UNDER_WAY_S = 0.6
+# SAVE_AFTER_S, the time between two looks at the backlog, and a slow disk: the promise is 60 s.
+KILL_MAY_COST_S = 30.0 + 5.0 + 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A row as EmonCMS applied it: whose it is, its date less the true one in seconds, when it was applied."""
+
+    identity: object
+    error: float
+    at: float
+
+
+@dataclass
+class Diary:
+    """Who was unwell and when: (begin, end). `kills` and `starts` are of one daemon."""
+
+    disturbed: list[tuple[float, float]] = field(default_factory=list)
+    slow: list[tuple[float, float]] = field(default_factory=list)
+    kills: list[float] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+
+    def well(self, at: float) -> bool:
+        """Tell whether what was sent at this time was sent into a connection and process that were well."""
+        return not any(begin - UNDER_WAY_S < at < end + UNDER_WAY_S for begin, end in self.disturbed)
+
+    def prompt(self, at: float) -> bool:
+        """Tell whether nothing was held back around this time, so that dates must be right."""
+        return not any(begin - 2 * UNDER_WAY_S < at < end + 2 * UNDER_WAY_S for begin, end in self.slow)
+
+
+@dataclass
+class Verdict:
+    """How many were sent and received, and which promises were broken."""
+
+    sent: int = 0
+    owed: int = 0
+    received: int = 0
+    lost: int = 0
+    lost_to_kills: int = 0
+    newest_again: int = 0
+    doubled: int = 0
+    out_of_order: int = 0
+    misdated: int = 0
+
+    @property
+    def broken(self) -> bool:
+        """Tell whether a promise is broken."""
+        return bool(self.lost or self.doubled or self.out_of_order or self.misdated)
+
+
+def judge_stream(sent: Sequence[tuple[float, bool]], arrivals: Sequence[Arrival], diary: Diary) -> Verdict:
+    """Judge events 0, 1, 2 ..., each sent at a time and perhaps into an open stream."""
+    verdict = Verdict(len(sent))
+    newest = -1
+    for arrival in arrivals:
+        number = arrival.identity
+        assert isinstance(number, int)
+        verdict.newest_again += number == newest
+        verdict.out_of_order += number < newest
+        if diary.prompt(arrival.at) and diary.prompt(sent[number][0]):
+            verdict.misdated += abs(arrival.error) > 1 + UNDER_WAY_S / 2
+        newest = max(newest, number)
+    arrived = {arrival.identity for arrival in arrivals}
+    verdict.received = len(arrived)
+    verdict.doubled = len(arrivals) - len(arrived) - verdict.newest_again
+    for number, (at, into_stream) in enumerate(sent):
+        if into_stream and diary.well(at):
+            verdict.owed += 1
+            if number not in arrived:
+                excused = _excused(number, at, sent, arrived, diary.kills)
+                verdict.lost_to_kills += excused
+                verdict.lost += not excused
+    return verdict
+
+
+def _excused(
+    number: int, at: float, sent: Sequence[tuple[float, bool]], arrived: Iterable[object], kills: Sequence[float]
+) -> bool:
+    """Tell whether a kill soon after took the event, and everything after it up to the kill."""
+    for kill in kills:
+        if at <= kill <= at + KILL_MAY_COST_S:
+            return not any(sent[other][0] < kill for other in arrived if isinstance(other, int) and other > number)
+    return False
+
+
+def judge_reports(
+    polls: Sequence[tuple[float, frozenset[tuple[str, int]]]], arrivals: Sequence[Arrival], diary: Diary
+) -> Verdict:
+    """Judge the reports (serial number, date) that each poll was answered with."""
+    verdict = Verdict(len(frozenset().union(*(reports for _, reports in polls))))
+    dates: dict[str, int] = {}
+    last: dict[object, float] = {}
+    previous: object = None
+    for arrival in arrivals:
+        identity = arrival.identity
+        assert isinstance(identity, tuple)
+        serial, date = identity
+        verdict.out_of_order += date < dates.get(serial, 0)
+        dates[serial] = max(date, dates.get(serial, 0))
+        if identity in last:
+            # At a start each current report goes once more.
+            anew = any(last[identity] < start < arrival.at for start in diary.starts)
+            verdict.newest_again += anew or identity == previous
+            verdict.doubled += not anew and identity != previous
+        last[identity], previous = arrival.at, identity
+    verdict.received = len(last)
+    excused: set[tuple[str, int]] = set()
+    owed: set[tuple[str, int]] = set()
+    for at, reports in polls:
+        if diary.well(at):
+            killed = any(at <= kill <= at + KILL_MAY_COST_S for kill in diary.kills)
+            (excused if killed else owed).update(reports)
+    verdict.owed = len(owed | excused)
+    verdict.lost = len(owed - last.keys())
+    verdict.lost_to_kills = len(excused - owed - last.keys())
+    return verdict

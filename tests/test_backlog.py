@@ -1,0 +1,250 @@
+"""The backlog: order, bounds, and when the disk is written to."""
+
+import logging
+import re
+import subprocess
+import sys
+import threading
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from envoy2emon.backlog import IDLE_S, Backlog
+from envoy2emon.dates import Flight
+from envoy2emon.inputs import Row
+from envoy2emon.spool import Spool
+from tests.daemons import PROJECT
+
+MAY_COST_S = 60.0
+TICK_S = 5.0
+DAY_ROWS = 86_400
+MIB = 1024 * 1024
+
+
+class Clock:
+    """A monotonic clock that stands."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Return a clock that stands."""
+    return Clock()
+
+
+def backlog(clock: Clock, directory: Path | None, limit: int = DAY_ROWS) -> Backlog:
+    """Return a backlog with its spool in the directory."""
+    return Backlog(limit, Spool(directory and directory / "stream.sqlite", "boot", lambda: 1e9), clock)
+
+
+def read(one: Backlog, clock: Clock, count: int) -> None:
+    """Let a row come each second, and the main thread look at the backlog every five."""
+    for _ in range(count):
+        clock.now += 1
+        one.append([Row(clock.now, "Envoy-S", {"a": Decimal(int(clock.now))})])
+        if clock.now % TICK_S == 0:
+            one.save()
+            one.say_losses()
+
+
+def times(one: Backlog) -> list[float]:
+    """Return the times of the rows that wait."""
+    return [row.at for row in one]
+
+
+def test_rows_leave_oldest_first(clock: Clock, tmp_path: Path) -> None:
+    """Rows are given out in the order in which they came, also across loose, packed and saved ones."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 500)
+    taken: list[float] = []
+    while len(one):
+        first, rows, _ = one.oldest(70)
+        taken += [row.at for row in rows]
+        one.done(first + len(rows))
+        read(one, clock, 3 if len(taken) < 600 else 0)
+    assert taken == [1001.0 + n for n in range(len(taken))]
+    assert len(taken) > 500
+
+
+def test_the_oldest_go_beyond_the_limit(clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Beyond the limit the oldest rows go: said at once, and then once an hour, with how many."""
+    one = backlog(clock, tmp_path, 1000)
+    read(one, clock, 1000)
+    assert caplog.messages == []
+    read(one, clock, 3 * 3600 + 10)
+    assert times(one) == [clock.now - 999 + n for n in range(1000)]
+    assert one.lost == 3 * 3600 + 10
+    counts = [int(re.search(r"\d+", line)[0]) for line in caplog.messages]  # type: ignore[index]
+    assert len(counts) == 4
+    assert counts[1:] == [3600] * 3
+    assert set(times(one)[:960]) <= set(times(backlog(clock, tmp_path, 1000)))
+
+
+def test_a_post_that_is_under_way_may_outgrow_the_limit(clock: Clock, tmp_path: Path) -> None:
+    """If the rows of an unclear post go, what is left of them is still that post's."""
+    one = backlog(clock, tmp_path, 100)
+    read(one, clock, 100)
+    one.sent(Flight(60, clock.now))
+    read(one, clock, 40)
+    first, rows, flight = one.oldest(100)
+    assert (first, len(rows)) == (40, 20)
+    assert flight
+    read(one, clock, 20)
+    first, rows, flight = one.oldest(100)
+    assert (first, len(rows), flight) == (60, 100, None)
+
+
+def test_nothing_is_written_while_rows_leave(clock: Clock, tmp_path: Path) -> None:
+    """As long as EmonCMS takes rows within half a minute the directory stays empty."""
+    one = backlog(clock, tmp_path)
+    for _ in range(400):
+        read(one, clock, 25)
+        first, rows, _ = one.oldest(100)
+        one.sent(Flight(first + len(rows), clock.now))
+        one.done(first + len(rows))
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("killed_after", [61, 64, 90, 127, 1000])
+def test_a_kill_costs_less_than_a_minute(clock: Clock, tmp_path: Path, killed_after: int) -> None:
+    """While EmonCMS is away all rows are on disk but those of the last 60 s, whenever the process dies."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, killed_after)
+    saved = times(backlog(clock, tmp_path))
+    assert saved == times(one)[: len(saved)]
+    assert clock.now - saved[-1] < MAY_COST_S
+    assert clock.now - saved[-1] < 36  # as tight as it is
+
+
+def test_closing_saves_all(clock: Clock, tmp_path: Path) -> None:
+    """At SIGTERM all rows that wait are saved, and none may be sent any more."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 3)
+    one.close()
+    assert times(backlog(clock, tmp_path)) == times(one)
+    assert not one.sent(Flight(1, clock.now))
+
+
+def test_closing_without_rows_writes_nothing(clock: Clock, tmp_path: Path) -> None:
+    """A restart while EmonCMS answers leaves no file."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 3)
+    one.done(3)
+    one.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_goes_with_the_last_row(clock: Clock, tmp_path: Path) -> None:
+    """When all that was saved is delivered there is no file any more."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 100)
+    assert [path.name for path in tmp_path.iterdir()] == ["stream.sqlite"]
+    one.done(100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_in_the_middle_of_a_post_leaves_all_of_it_on_disk(clock: Clock, tmp_path: Path) -> None:
+    """What is under way while rows are on disk is on disk too: after a kill it can be asked for as a whole."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 40)  # 35 of them are saved
+    one.sent(Flight(40, clock.now))
+    first, rows, flight = backlog(clock, tmp_path).oldest(1)
+    assert (first, [row.at for row in rows], flight) == (0, times(one), Flight(40, clock.now))
+
+
+def test_a_restart_knows_what_is_delivered(clock: Clock, tmp_path: Path) -> None:
+    """With the next post the disk learns how far the one before has come."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 100)
+    one.sent(Flight(50, clock.now))
+    one.done(50)
+    one.sent(Flight(90, clock.now))
+    again = backlog(clock, tmp_path)
+    assert again.oldest(100)[0] == 50
+    assert times(again) == times(one)
+
+
+def test_without_a_disk_rows_wait_in_memory(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """No state directory: said once, and nothing is lost while the process lives."""
+    one = backlog(clock, None)
+    read(one, clock, 2000)
+    assert len(times(one)) == 2000
+    assert len(caplog.messages) == 1
+    one.done(2000)
+    assert len(one) == 0
+
+
+def test_a_disk_that_comes_late_gets_all(clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """When a disk can be written to at last it gets all rows that wait, the partly delivered group included."""
+    caplog.set_level(logging.INFO)
+    blocked = tmp_path / "state"
+    blocked.touch()
+    one = backlog(clock, blocked)
+    read(one, clock, 500)
+    one.done(100)
+    blocked.unlink()
+    read(one, clock, 40)
+    assert len(caplog.messages) == 2
+    saved = times(backlog(clock, blocked))
+    assert saved == times(one)[: len(saved)]
+    assert len(saved) >= 400
+
+
+def test_waiting_ends_with_a_row(clock: Clock) -> None:
+    """The delivery thread sleeps until a row comes, but not through the whole of a pause that it asked for."""
+    one = backlog(clock, None)
+    threading.Timer(0.05, one.append, [[Row(1.0, "Envoy-S", {})]]).start()
+    one.wait(None)
+    assert len(one) == 1
+    assert IDLE_S <= 60
+
+
+DAY = """
+import random, sys
+from decimal import Decimal
+from pathlib import Path
+import envoy2emon.stream, envoy2emon.emoncms, envoy2emon.live  # all that the daemon imports
+from envoy2emon.backlog import Backlog
+from envoy2emon.inputs import Row
+from envoy2emon.spool import Spool
+now = 0.0
+backlog = Backlog(86_400, Spool(Path(sys.argv[1]) / "stream.sqlite", "boot", lambda: 1e9), lambda: now)
+means = {"wNow": 900, "rmsVoltage": 240, "rmsCurrent": 4, "pwrFactor": 0.8}
+names = [f"{section}_ph-{phase}_{key}" for section in ("prod", "cons", "net") for phase in "abc" for key in means]
+def number(name):
+    mean = means[name.rpartition("_")[2]]
+    return Decimal(f"{random.gauss(mean, mean / 9):.{2 if name.endswith('Factor') else 3}f}")
+random.seed(1)
+# A group is compressed by itself, so it does not matter that the next one may be of the same rows.
+noise = [{name: number(name) for name in names} for _ in range(997)]
+for second in range(1, 86_401):
+    now = second + random.gauss(0, 0.02)
+    backlog.append([Row(now, "Envoy-S", noise[second % 997])])
+    if second % 5 == 0:
+        backlog.save()
+backlog.save(now=True)
+del noise
+assert len(backlog) == 86_400
+print(sum(path.stat().st_size for path in Path(sys.argv[1]).iterdir()))
+for _ in range(9):
+    first, rows, _ = backlog.oldest(100)
+    backlog.done(first + len(rows))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_day_fits(tmp_path: Path) -> None:
+    """86 400 rows of 36 noisy inputs take at most 40 MB on disk, and the process at most 64 MB of memory."""
+    script = [sys.executable, "-c", DAY, str(tmp_path)]
+    disk, memory = subprocess.run(script, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    print(f"{int(disk) / 1e6:.1f} MB on disk, {int(memory) * 1024 / 1e6:.1f} MB of memory")
+    assert int(disk) <= 40_000_000
+    assert int(memory) * 1024 <= 64_000_000

@@ -1,0 +1,109 @@
+"""When to try a neighbour again, and what the journal hears of it."""
+
+import logging
+
+import pytest
+
+from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage, default_jitter, duration
+
+
+class Time:
+    """A monotonic clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 500.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock(caplog: pytest.LogCaptureFixture) -> Time:
+    """Return a clock that stands; the log is read from INFO on."""
+    caplog.set_level(logging.INFO)
+    return Time()
+
+
+def outage(clock: Time, jitter: float = 0.0) -> Outage:
+    """Return the view of a neighbour whose waits grow to 60 s."""
+    return Outage("EmonCMS", 60.0, clock, lambda: jitter)
+
+
+def test_waits_double(clock: Time) -> None:
+    """From 1 s to the limit, and from 1 s again after it has proved reliable; jitter only lengthens."""
+    one = outage(clock)
+    assert [one.fails("away") for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    one.ends()
+    assert one.fails("away") == 60
+    one.steady()
+    assert one.fails("away") == 1
+    assert outage(clock, 1.0).fails("away") == pytest.approx(1.2)
+    assert all(0 <= default_jitter() <= 1 for _ in range(99))
+
+
+def test_who_refuses_us_is_asked_every_five_minutes(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """A trouble that the owner has to mend is an ERROR, once, and is tried again seldom."""
+    one = outage(clock)
+    assert [one.fails("wrong key", refused=True) for _ in range(3)] == [REFUSED_WAIT_S] * 3
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("ERROR", "EmonCMS: wrong key")]
+
+
+def test_an_outage_is_two_lines(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """One line when it begins and one when it ends, with how long and how much, whatever the reasons between."""
+    one = outage(clock)
+    for reason in ("502", "502", "refused", "502"):
+        one.fails(reason)
+        clock.now += 2000
+    assert (one.reason, one.seconds) == ("502", 8000)
+    one.ends("; 8000 rows waited")
+    assert caplog.messages == ["EmonCMS: 502", "EmonCMS: back after 2 h 13 min; 8000 rows waited"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert (one.reason, one.seconds) == ("", 0)
+
+
+def test_another_kind_of_trouble_is_news(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """If a neighbour that was away comes back and refuses us, the owner hears of it."""
+    one = outage(clock)
+    one.fails("502")
+    one.fails("wrong key", refused=True)
+    one.fails("wrong key", refused=True)
+    assert caplog.messages == ["EmonCMS: 502", "EmonCMS: wrong key"]
+
+
+def test_flapping_is_said_once(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """What comes and goes within a minute for the same reason does not fill the journal."""
+    one = outage(clock)
+    for _ in range(20):
+        one.fails("closed the connection")
+        clock.now += 3
+        one.ends()
+        clock.now += STEADY_S / 3
+    assert len(caplog.messages) == 2
+    clock.now += STEADY_S
+    one.fails("closed the connection")
+    assert len(caplog.messages) == 3
+
+
+def test_ending_without_an_outage_says_nothing(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """Success is no news."""
+    outage(clock).ends("; 1 row")
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (41.2, "41 s"),
+        (99.4, "99 s"),
+        (180, "3 min"),
+        (5999, "100 min"),
+        (7500, "2 h 5 min"),
+        (86400 * 1.99, "47 h 45 min"),
+        (86400 * 3 + 3600 * 4.9, "3 d 4 h"),
+    ],
+)
+def test_durations_are_written_as_people_do(seconds: float, words: str) -> None:
+    """Two units at most, no fractions."""
+    assert duration(seconds) == words
