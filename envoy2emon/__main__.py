@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,7 @@ def main() -> int:
     if arguments.command == "check":
         from envoy2emon import check
 
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
         return check.run(arguments.env_file, os.environ)
     if arguments.command == "demo":
         from envoy2emon import demo
@@ -56,6 +58,8 @@ def _daemon(arguments: argparse.Namespace) -> int:
     except config.ConfigError as error:
         for problem in error.problems:
             _log.error(problem)
+        for warning in error.warnings:
+            _log.warning(warning)
         return EX_CONFIG
     log.setup(os.environ, settings.log_level, settings.log_file, settings.secrets())
     for warning in warnings:

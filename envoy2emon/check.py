@@ -63,6 +63,8 @@ def _settings(report: Report, env_file: Path | None, environ: Mapping[str, str])
     except config.ConfigError as error:
         for problem in error.problems:
             report.say(fail("settings", problem))
+        for warning in error.warnings:
+            report.say(warn("settings", warning))
         report.say(fail("settings", f"{shown} comes first: mend it and check again; nothing else was asked"))
         return None
     report.secrets = settings.secrets()

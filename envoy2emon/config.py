@@ -22,11 +22,12 @@ PREFIXES = ("ENVOY_", "ENPHASE_", "STREAM_", "INVERTERS_", "EMONCMS_", "BACKLOG_
 
 
 class ConfigError(Exception):
-    """The settings do not do: `problems` are whole sentences, one a setting."""
+    """The settings do not do: `problems` are whole sentences, one a setting; `warnings` may tell why."""
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], warnings: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+        self.warnings = warnings
 
 
 def find(option: Path | None, environ: Mapping[str, str]) -> Path:
@@ -67,14 +68,14 @@ def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Con
             values[setting.name] = None if text is None else setting.metadata["read"](text)
         except NotValid as error:
             held = "not valid" if secret else repr(_IN_URL.sub(r"\1***", text))
-            problems.append(f"{name} is {held}: expected is {error}")
+            problems.append(f"{name} is {held}: expected {error}")
     if values.get("emoncms_apikey", ...) is None:
         where = "in your EmonCMS under Setup, My Account"
-        problems.append(f"EMONCMS_APIKEY is not set: expected is the write key, found {where}; put it into {shown}")
+        problems.append(f"EMONCMS_APIKEY is not set: expected the write key, found {where}; put it into {shown}")
     if (values.get("enphase_email", ...) is None) != (values.get("enphase_password", ...) is None):
         problems.append("ENPHASE_EMAIL and ENPHASE_PASSWORD go together: only one of them is set")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, warnings)
     return Config(**values), warnings
 
 
@@ -92,7 +93,7 @@ def _read(path: Path, shown: Path, *, required: bool) -> tuple[dict[str, str], l
         for binding in bindings:
             name, text = binding.key, binding.value or ""
             if binding.error or (name and binding.value is None):
-                problems.append(f"{shown}, line {_line(binding)}: expected is NAME=value")
+                problems.append(f"{shown}, line {_line(binding)}: expected NAME=value")
             elif name and texts.setdefault(name, text) != text:
                 warnings.append(f"{name} stands in {shown} more than once: the last one counts")
                 texts[name] = text

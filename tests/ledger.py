@@ -5,6 +5,7 @@ from a little before to a little after. Such an event may be missing only if a S
 then everything that followed it up to the kill is missing too. Times are monotonic seconds.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class Verdict:
     received: int = 0
     lost: int = 0
     lost_to_kills: int = 0
+    kill_cost_s: int = 0  # the oldest of those, before its kill
     newest_again: int = 0
     doubled: int = 0
     out_of_order: int = 0
@@ -80,20 +82,22 @@ def judge_stream(sent: Sequence[tuple[float, bool]], arrivals: Sequence[Arrival]
         if into_stream and diary.well(at):
             verdict.owed += 1
             if number not in arrived:
-                excused = _excused(number, at, sent, arrived, diary.kills)
-                verdict.lost_to_kills += excused
-                verdict.lost += not excused
+                kill = _excuse(number, at, sent, arrived, diary.kills)
+                verdict.lost_to_kills += kill is not None
+                verdict.lost += kill is None
+                verdict.kill_cost_s = max(verdict.kill_cost_s, math.ceil((kill or at) - at))
     return verdict
 
 
-def _excused(
+def _excuse(
     number: int, at: float, sent: Sequence[tuple[float, bool]], arrived: Iterable[object], kills: Sequence[float]
-) -> bool:
-    """Tell whether a kill soon after took the event, and everything after it up to the kill."""
+) -> float | None:
+    """Return when a kill soon after took the event, and everything after it up to the kill."""
     for kill in kills:
-        if at <= kill <= at + KILL_MAY_COST_S:
-            return not any(sent[other][0] < kill for other in arrived if isinstance(other, int) and other > number)
-    return False
+        later = (other for other in arrived if isinstance(other, int) and other > number)
+        if at <= kill <= at + KILL_MAY_COST_S and not any(sent[other][0] < kill for other in later):
+            return kill
+    return None
 
 
 def judge_reports(

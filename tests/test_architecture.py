@@ -55,7 +55,7 @@ def test_only_the_commands_know_both_daemons() -> None:
 
 def test_the_simulators_are_for_the_demo() -> None:
     """No room that runs on a Pi in earnest imports a simulated neighbour."""
-    doubles = {room for room in TREES if room.startswith(("simulator", "standin", "account", "demo"))}
+    doubles = {room for room in TREES if room.startswith(("simulator", "standin", "demo"))}
     assert {room for room in IMPORTS if IMPORTS[room] & doubles} <= doubles | {"__main__"}
 
 

@@ -154,19 +154,19 @@ def test_what_is_not_valid(env: Path, name: str, text: str) -> None:
     (problem,) = [
         each for each in problems(env, f"{name}='{text}'\n") if each.startswith(name) and "go tog" not in each
     ]
-    assert problem.startswith(f"{name} is {text!r}: expected is ")
-    assert len(problem) > len(f"{name} is {text!r}: expected is ")
+    assert problem.startswith(f"{name} is {text!r}: expected ")
+    assert len(problem) > len(f"{name} is {text!r}: expected ")
 
 
 def test_every_problem_is_told_at_once(env: Path) -> None:
     """All problems of file and environment come together: one a setting, the unreadable lines and the missing key."""
     text = "LOG_LEVEL=LOUD\nSTREAM_NET\nENVOY_TOKEN=x\nENPHASE_EMAIL=me@home\n"
-    where = "expected is the write key, found in your EmonCMS under Setup, My Account"
+    where = "expected the write key, found in your EmonCMS under Setup, My Account"
     assert problems(env, text, {"STREAM_TIMEOUT_S": "soon"}) == [
-        f"{env}, line 2: expected is NAME=value",
-        "ENVOY_TOKEN is not valid: expected is a token: three parts, separated by dots, without spaces",
-        "STREAM_TIMEOUT_S is 'soon': expected is seconds, a number from 1 to 3600",
-        "LOG_LEVEL is 'LOUD': expected is one of DEBUG, INFO, WARNING, ERROR",
+        f"{env}, line 2: expected NAME=value",
+        "ENVOY_TOKEN is not valid: expected a token: three parts, separated by dots, without spaces",
+        "STREAM_TIMEOUT_S is 'soon': expected seconds, a number from 1 to 3600",
+        "LOG_LEVEL is 'LOUD': expected one of DEBUG, INFO, WARNING, ERROR",
         f"EMONCMS_APIKEY is not set: {where}; put it into {env}",
         "ENPHASE_EMAIL and ENPHASE_PASSWORD go together: only one of them is set",
     ]
@@ -285,7 +285,7 @@ def test_a_name_twice_is_a_warning(env: Path) -> None:
 )
 def test_a_line_that_cannot_be_read_is_named(env: Path, text: str, line: int) -> None:
     """A line that is not NAME=value is a problem with its number, counted as an editor does, and without its words."""
-    assert problems(env, text) == [f"{env}, line {line}: expected is NAME=value"]
+    assert problems(env, text) == [f"{env}, line {line}: expected NAME=value"]
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_a_credential_has_its_owners_name(tmp_path: Path) -> None:
     (problem, key) = problems(tmp_path / "env", "\n", environ)
     assert problem.startswith("/etc/envoy2emon/.env is missing or holds no setting")
     assert key.endswith("put it into /etc/envoy2emon/.env")
-    assert problems(tmp_path / "env", "x\n", KEY | environ) == ["/etc/envoy2emon/.env, line 1: expected is NAME=value"]
+    assert problems(tmp_path / "env", "x\n", KEY | environ) == ["/etc/envoy2emon/.env, line 1: expected NAME=value"]
     assert config.display(Path("/home/me/.env"), environ) == Path("/home/me/.env")
 
 

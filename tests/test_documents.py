@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from fnmatch import fnmatch
 
 import pytest
 
@@ -47,3 +48,20 @@ def test_the_example_has_every_setting_its_default_and_a_word_on_it() -> None:
             assert re.match(r"# [\w-].*\.$", before), f"{name} has no explanation above it"
             found[name] = default
     assert found == DEFAULTS
+
+
+def test_the_readmes_room_list_is_the_package() -> None:
+    """The README's section How it works names every file of the package, and none that is not there."""
+    patterns = [name.strip("` ") for cell, _ in rows(section("How it works")) for name in cell.split(",")]
+    files = {path.name for path in (PROJECT / "envoy2emon").iterdir() if path.suffix in (".py", ".html")}
+    for pattern in patterns:
+        assert [name for name in files if fnmatch(name, pattern)], f"there is no {pattern}"
+    unnamed = {name for name in files if not any(fnmatch(name, pattern) for pattern in patterns)}
+    assert unnamed == {"__init__.py"}
+
+
+def test_ci_runs_the_readmes_own_command() -> None:
+    """`.ci/run` takes its test command from the README's section Try the tests, where there is exactly one."""
+    commands = re.findall(r"^    (python3 .*)$", section("Try the tests"), re.MULTILINE)
+    assert len(commands) == 1
+    assert 'bash -euc "$command"' in (PROJECT / ".ci/run").read_text("utf-8")

@@ -202,7 +202,7 @@ def test_configuration_error(daemon: StartDaemon, command: str) -> None:
         command, EMONCMS_APIKEY=None, STREAM_SOURCE="radio", ENVOY_TOKEN="not-a token", ENVOY_PASSWORD="s3cret"
     )
     assert process.wait() == 78
-    for name in ("EMONCMS_APIKEY", "STREAM_SOURCE is 'radio': expected is one of", "ENVOY_TOKEN is not valid"):
+    for name in ("EMONCMS_APIKEY", "STREAM_SOURCE is 'radio': expected one of", "ENVOY_TOKEN is not valid"):
         process.wait_for_line(f"ERROR {name}")
     assert len(process.lines) == 3
     assert process.notifications == []

@@ -1,0 +1,72 @@
+"""The soak's ledger: what it must see."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.ledger import KILL_MAY_COST_S, Arrival, Diary, Verdict, judge_reports, judge_stream
+
+SENT = [(100.0 + n, True) for n in range(100)]
+
+
+def stream(numbers: Sequence[int], diary: Diary | None = None, error: float = 0.0) -> Verdict:
+    """Judge a hundred events, one a second, of which these arrived."""
+    arrivals = [Arrival(number, error, 300.0 + at) for at, number in enumerate(numbers)]
+    return judge_stream(SENT, arrivals, diary or Diary())
+
+
+def test_all_once_in_order_is_well() -> None:
+    """Nothing to complain of."""
+    verdict = stream(range(100))
+    assert verdict == Verdict(sent=100, owed=100, received=100)
+    assert not verdict.broken
+
+
+def test_what_is_missing_is_lost() -> None:
+    """An event that was sent into a good connection has to arrive."""
+    assert stream([n for n in range(100) if n != 50]).lost == 1
+
+
+def test_what_nobody_could_hear_is_not_owed() -> None:
+    """Events without a connection, or while it was being disturbed, may be missing."""
+    assert stream([n for n in range(100) if n not in {50, 51}], Diary(disturbed=[(150.2, 150.9)])).lost == 0
+    assert judge_stream([(1.0, False)], [], Diary()).lost == 0
+
+
+def test_the_newest_may_come_again_and_no_other() -> None:
+    """A repeated event is doubled unless it is the newest one."""
+    assert not stream([*range(100), 99]).broken
+    verdict = stream([*range(100), 98])
+    assert (verdict.doubled, verdict.out_of_order) == (1, 1)
+
+
+@pytest.mark.parametrize("error", [-1.5, 1.5, -3600.0])
+def test_a_wrong_date_is_seen(error: float) -> None:
+    """Dates must be right to within a second, unless something was held back."""
+    assert stream(range(100), error=error).misdated == 100
+    assert stream(range(100), Diary(slow=[(0.0, 500.0)]), error).misdated == 0
+
+
+def test_a_kill_excuses_the_youngest_only() -> None:
+    """What a kill takes is all that is younger than some row, and not old."""
+    diary = Diary(kills=[160.5])
+    verdict = stream([n for n in range(100) if not 40 < n <= 60], diary)
+    assert (verdict.lost, verdict.lost_to_kills, verdict.kill_cost_s) == (0, 20, 20)
+    assert stream([n for n in range(100) if n != 50], diary).lost == 1
+    old = [n for n in range(100) if n > 60 or SENT[n][0] < 160.5 - KILL_MAY_COST_S - 3]
+    assert stream(old, diary).lost == 3
+
+
+def test_each_polled_report_has_to_arrive() -> None:
+    """A report is owed when a poll was answered with it; at a start each current one may come again."""
+    old, new = frozenset({("A", 10), ("B", 10)}), frozenset({("A", 20), ("B", 10)})
+    polls = [(100.0, old), (110.0, new)]
+    first = [Arrival(("A", 10), 0.0, 101.0), Arrival(("B", 10), 0.0, 101.0)]
+    assert judge_reports(polls, first, Diary()).lost == 1
+    assert not judge_reports(polls, [*first, Arrival(("A", 20), 0.0, 111.0)], Diary()).broken
+    again = [*first, Arrival(("A", 10), 0.0, 121.0)]
+    assert judge_reports(polls[:1], again, Diary()).doubled == 1
+    assert judge_reports(polls[:1], again, Diary(starts=[115.0])).doubled == 0
+    back = [Arrival(("A", 20), 0.0, 111.0), *first]
+    assert judge_reports(polls, back, Diary()).out_of_order == 1
+    assert judge_reports(polls, first, Diary(kills=[112.0])).lost_to_kills == 1
