@@ -108,8 +108,8 @@ def test_nothing_is_written_while_rows_leave(clock: Clock, tmp_path: Path) -> No
         read(one, clock, 25)
         first, rows, _ = one.oldest(100)
         one.sent(Flight(first + len(rows), clock.now))
-        one.done(first + len(rows))
         assert list(tmp_path.iterdir()) == []
+        one.done(first + len(rows))
 
 
 @pytest.mark.parametrize("killed_after", [61, 64, 90, 127, 1000])

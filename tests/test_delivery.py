@@ -243,6 +243,52 @@ def test_equal_rows_arrive_once(story: list[tuple[object, ...]], offset: float) 
         live(World(Server(offset, 0.0), Path(directory), equal), story)
 
 
+class Slow(Server):
+    """EmonCMS on a slow machine: it goes on with a post whose sender has left, for longer than one question takes."""
+
+    def inputs(self, node: str) -> Arrived:
+        """Answer, and apply what is left of the post."""
+        rows, times = self._held
+        self._held = ([], [])
+        arrived = super().inputs(node)
+        self._apply(rows, times)
+        return arrived
+
+    def post(self, form: str) -> None:
+        """Apply four rows before the connection is cut, and keep the rest."""
+        if len(self.tracked.rows) < 5:
+            super().post(form)
+            return
+        times = [entry[0] for entry in json.loads(parse_qs(form)["data"][0])]
+        self._apply(self.tracked.rows[:4], times)
+        self._held = (self.tracked.rows[4:], times[4:])
+        raise Unavailable("cut", unclear=True)
+
+
+class FarAway(Server):
+    """EmonCMS whose name takes a while to resolve."""
+
+    def connect(self) -> None:
+        """Take four seconds."""
+        self.now += 4
+
+
+def eleven(server: Server, directory: Path) -> None:
+    """Let eleven readings wait, deliver them, and judge."""
+    live(World(server, directory, distinct), [("read", 1.0)] * 11)
+    assert len(server.log) == 11
+
+
+def test_a_server_that_is_not_through_is_asked_again(tmp_path: Path) -> None:
+    """Only two equal answers a second apart tell that EmonCMS has ended: it applies rows whose sender has left."""
+    eleven(Slow(0.0, 0.0), tmp_path)
+
+
+def test_a_slow_connection_makes_no_date_wrong(tmp_path: Path) -> None:
+    """A row's age is taken when the connection stands."""
+    eleven(FarAway(0.0, 0.0), tmp_path)
+
+
 class Line:
     """A backlog in memory, its delivery, and a stand-in at the other end of a real connection."""
 
