@@ -10,7 +10,9 @@ from envoy2emon.readings import MeterReading
 # Events come about once a second. After more silence than this, others may follow on the heels of the first.
 SILENCE_S = 1.5
 # D8.3.6086 sends up to 8 events within 30 ms.
-HEEL_S = 0.03
+HEEL_S = 0.05
+# Once there are two it is a burst, whose rest a lost packet may hold up: Linux repeats one after 200 ms at the earliest.
+BURST_HEEL_S = 0.25
 # What never pauses is no burst: without this bound more than 20 events a second would be held for ever.
 MOST_HELD_S = 0.5
 # D7.0.88 sends up to 45 at once (Matthew1471/Enphase-API); a reading takes 12 kB.
@@ -45,7 +47,8 @@ class Bursts:
             self._arrived = float("-inf")  # what comes first after opening may have been held back
         elif self._held or silent or len(arrival.readings) > 1:
             self._held += arrival.readings
-            self._due = min(arrival.at + HEEL_S, self._held[0].at + MOST_HELD_S)
+            heel = BURST_HEEL_S if len(self._held) > 1 else HEEL_S
+            self._due = min(arrival.at + heel, self._held[0].at + MOST_HELD_S)
             if len(self._held) > MOST_HELD:
                 self._due = arrival.at
         else:

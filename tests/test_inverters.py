@@ -55,7 +55,7 @@ def test_only_news(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
     assert posted(emoncms) == expected(envoy.inverters)
     assert emoncms.requests == 1
     envoy.wait_for(lambda: len(polls(envoy)) >= 3)
-    assert 1.95 < polls(envoy)[2] - polls(envoy)[0] < 2.5
+    assert 1.8 < polls(envoy)[2] - polls(envoy)[0] < 2.5  # seen from the gateway, which may be late by turns
     assert emoncms.requests == 1
     for unit in envoy.inverters[3:5]:
         unit["lastReportDate"] += 60
