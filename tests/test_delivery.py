@@ -251,7 +251,7 @@ class Slow(Server):
         rows, times = self._held
         self._held = ([], [])
         arrived = super().inputs(node)
-        self._apply(rows, times)
+        self._apply(rows, [date - self._second() for date in times])
         return arrived
 
     def post(self, form: str) -> None:
@@ -261,16 +261,24 @@ class Slow(Server):
             return
         times = [entry[0] for entry in json.loads(parse_qs(form)["data"][0])]
         self._apply(self.tracked.rows[:4], times)
-        self._held = (self.tracked.rows[4:], times[4:])
+        self._held = (self.tracked.rows[4:], [self._second() + age for age in times[4:]])
         raise Unavailable("cut", unclear=True)
 
 
 class FarAway(Server):
     """EmonCMS whose name takes a while to resolve."""
 
+    connected = False
+
     def connect(self) -> None:
-        """Take four seconds."""
-        self.now += 4
+        """Take four seconds, once."""
+        self.now += 0 if self.connected else 4
+        self.connected = True
+
+    def post(self, form: str) -> None:
+        """Connect first if nobody has."""
+        self.connect()
+        super().post(form)
 
 
 def eleven(server: Server, directory: Path) -> None:
