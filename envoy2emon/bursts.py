@@ -11,7 +11,7 @@ from envoy2emon.readings import MeterReading
 SILENCE_S = 1.5
 # D8.3.6086 sends up to 8 events within 30 ms.
 HEEL_S = 0.05
-# Once there are two it is a burst, whose rest a lost packet may hold up: Linux repeats one after 200 ms at the earliest.
+# Two are a burst. A lost packet may hold up its rest: Linux repeats one after 200 ms at the earliest.
 BURST_HEEL_S = 0.25
 # What never pauses is no burst: without this bound more than 20 events a second would be held for ever.
 MOST_HELD_S = 0.5
