@@ -297,3 +297,16 @@ def test_the_backlog_outlives_a_restart(machine: Machine, emoncms: StandInEmonCM
     watts = [int(row.inputs["prod_ph-a_wNow"]) for row in list(emoncms.rows)[:waiting]]
     assert watts == list(range(watts[0], watts[0] + waiting))
     assert any("of an earlier run" in line for line in machine.journal(STREAM))
+
+
+def test_the_sandbox_lets_the_live_page_be_seen(machine: Machine, settings: dict[str, str]) -> None:
+    """With LIVE_LISTEN the sandboxed daemon serves the page and its figures."""
+    write(machine, settings | {"LIVE_LISTEN": "0.0.0.0:8080"})
+    machine.run("systemctl", "start", STREAM)
+    wait_for_status(machine, r"(\d+) W generating")
+    with machine.network(), socket.create_connection(("127.0.0.1", 8080), timeout=10) as viewer:
+        viewer.sendall(b"GET /events HTTP/1.1\r\nHost: pi\r\n\r\n")
+        received = b""
+        while b"event: solar_data\ndata: {" not in received:
+            received += viewer.recv(4096)
+    assert b"Access-Control-Allow-Origin: *" in received
