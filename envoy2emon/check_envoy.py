@@ -89,9 +89,9 @@ def _knock(name: str, port: int) -> str:
 
 def _info(envoy: Envoy, gateway: Gateway) -> tuple[bool, float | None]:
     """Return whether there may be meters, and how far ahead the gateway's clock is, in seconds."""
-    with envoy.connection.get(gateway.url, "/info", ANSWER_TIMEOUT_S) as response:
-        text = envoy.connection.read(response)
-        date = response.headers.get("Date", "")
+    with envoy.connection.get(gateway.url, "/info", ANSWER_TIMEOUT_S) as answer:
+        text = answer.text()
+        date = answer.headers.get("Date", "")
     imeter = re.search(r"<imeter>\s*(\w+)", text)
     told = re.search(r"<time>\s*(\d+)", text)  # the time of the recording in pyenphase's fixtures
     try:

@@ -4,11 +4,13 @@ The law of this file: every way in which this can fail has its own words, and no
 Sources: pyenphase; HA issue 155793 (accounts with two-factor login).
 """
 
-from typing import Any
-
-import requests
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 
 from envoy2emon.settings import Config
+
+if TYPE_CHECKING:
+    import requests
 
 _TIMEOUT = (10.0, 30.0)
 
@@ -36,7 +38,9 @@ def fetch(config: Config, serial: str) -> str:
     return _ask(config.enphase_token_url, "token service", json=order).text.strip()
 
 
-def _ask(url: str, service: str, **body: Any) -> requests.Response:  # noqa: ANN401
+def _ask(url: str, service: str, **body: Any) -> "requests.Response":  # noqa: ANN401
+    import requests  # noqa: PLC0415 - 70 ms and 10 MB for what happens once a year
+
     try:
         with requests.Session() as session:
             session.trust_env = False
@@ -45,12 +49,12 @@ def _ask(url: str, service: str, **body: Any) -> requests.Response:  # noqa: ANN
         reason = type(error).__name__
         raise NoToken(f"Enphase's {service} cannot be reached ({reason}): has the Pi Internet?") from None
     status = answer.status_code
-    if status == requests.codes.ok:
+    if status == HTTPStatus.OK:
         return answer
-    if status in (requests.codes.unauthorized, requests.codes.forbidden):
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise NoToken("Enphase does not accept ENPHASE_EMAIL and ENPHASE_PASSWORD: log in with a browser to test")
-    if status == requests.codes.not_acceptable:
+    if status == HTTPStatus.NOT_ACCEPTABLE:
         raise NoToken(f"Enphase's {service} answers 406: is this gateway registered to the account ENPHASE_EMAIL?")
-    if status == requests.codes.service_unavailable:
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
         raise NoToken(f"Enphase's {service} is overloaded or under repair (503): it is tried again later")
     raise NoToken(f"Enphase's {service} answers {status}: it is tried again later")

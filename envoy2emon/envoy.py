@@ -7,17 +7,17 @@ whenever that fails: Enphase changes firmware without notice (D5 to D7.6 in 18 m
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import requests
-from requests.auth import HTTPDigestAuth
+from typing import TYPE_CHECKING
 
 from envoy2emon import gateway
-from envoy2emon.connection import ANSWER_TIMEOUT_S, Connection, Refused, StreamLost
+from envoy2emon.connection import ANSWER_TIMEOUT_S, Answer, Connection, Refused, StreamLost
 from envoy2emon.enphase import NoToken
 from envoy2emon.gateway import Gateway
 from envoy2emon.settings import Config
 from envoy2emon.tokens import Token, Tokens
+
+if TYPE_CHECKING:
+    from envoy2emon.digest import Digest
 
 _OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Envoy:
         self._password = config.envoy_inverters_password if inverters else config.envoy_password
         self._tokens = tokens
         self._settled = False
-        self._digest: HTTPDigestAuth | None = None
+        self._digest: Digest | None = None
         self._token: Token | None = None
 
     def inverters(self) -> str:
@@ -60,8 +60,8 @@ class Envoy:
 
         Raises StreamLost, also after `silence` seconds without a byte, and Refused.
         """
-        with self._open("/stream/meter", silence) as response:
-            yield lambda: self.connection.chunk(response)
+        with self._open("/stream/meter", silence) as answer:
+            yield answer.chunk
 
     def detect(self) -> Gateway:
         """Ask /info. Raises StreamLost, Refused."""
@@ -75,28 +75,28 @@ class Envoy:
         return found
 
     def _text(self, path: str) -> str:
-        with self._open(path, ANSWER_TIMEOUT_S) as response:
-            return self.connection.read(response)
+        with self._open(path, ANSWER_TIMEOUT_S) as answer:
+            return answer.text()
 
-    def _open(self, path: str, silence: float) -> requests.Response:
+    def _open(self, path: str, silence: float) -> Answer:
         """Return a good answer, its body unread; log in again, once, if the gateway wants it."""
         known = self.gateway if self._settled else None
         self._settled = False  # unless all goes well: it may be another gateway by the next attempt
         known = known or self.detect()
-        response = self._ask(known, path, silence)
-        if _denied(known, response):
-            response.close()
+        answer = self._ask(known, path, silence)
+        if _denied(known, answer):
+            answer.close()
             known = self._mend(known)
-            response = self._ask(known, path, silence)
-        denied, status = _denied(known, response), response.status_code
+            answer = self._ask(known, path, silence)
+        denied, status = _denied(known, answer), answer.status
         self._settled = status == _OK or (known.needs_token and denied)
         if status == _OK:
-            return response
-        response.close()
+            return answer
+        answer.close()
         if denied:
             words = f"firmware {known.firmware} does not open {path} to this token ({status})"
             raise NotAllowed(words) if known.needs_token else self._refused(known)
-        location = response.headers.get("Location")
+        location = answer.headers.get("Location")
         raise StreamLost(f"{known.url}{path} answers {status}" + (f", a redirect to {location}" if location else ""))
 
     def _mend(self, before: Gateway) -> Gateway:
@@ -115,33 +115,28 @@ class Envoy:
             cure += " The default is envoy and the last six digits of the serial number; some firmware wants installer"
         return Refused(f"{known.url}, firmware {known.firmware}, refuses user {self._user} (401): {cure}")
 
-    def _ask(self, known: Gateway, path: str, silence: float) -> requests.Response:
+    def _ask(self, known: Gateway, path: str, silence: float) -> Answer:
         if known.needs_token:
             token = self._token
             if token is None or (self._tokens.due(token) and self._next_token(known) != token):
                 token = self._login(known)
-            how: dict[str, Any] = {"headers": {"Authorization": f"Bearer {token.text}"}}
-        else:
-            self._digest = self._digest or self._new_digest(known)
-            how = {"auth": self._digest}
-        try:
-            try:
-                return self.connection.get(known.url, path, silence, **how)
-            except StreamLost as lost:
-                if not lost.cut:
-                    raise
-                # The gateway closed a kept connection, as it may; R/D3.18 resets one after its 401 (HA 126162), and
-                # the nonce is known by now.
-                return self.connection.get(known.url, path, silence, **how)
-        except (LookupError, ValueError):
-            # R3.9.36 answers bad credentials with a challenge that is none.
-            raise self._refused(known) from None
+            return self.connection.get(known.url, path, silence, _bearer(token))
+        digest = self._digest = self._digest or self._new_digest(known)
+        answer = self.connection.get(known.url, path, silence, digest.headers(path))
+        if answer.status == _UNAUTHORIZED:
+            digest.take(answer.headers.get("WWW-Authenticate", ""))
+            if headers := digest.headers(path):
+                answer.close()
+                return self.connection.get(known.url, path, silence, headers)
+        return answer
 
-    def _new_digest(self, known: Gateway) -> HTTPDigestAuth:
+    def _new_digest(self, known: Gateway) -> "Digest":
         password = self._password.value if self._password else known.serial[-6:] if self._inverters else None
         if password is None:
             raise Refused(f"firmware {known.firmware} wants the installer's password: put ENVOY_PASSWORD into .env")
-        return HTTPDigestAuth(self._user, password)
+        from envoy2emon.digest import Digest  # noqa: PLC0415 - 5 ms and 2 MB that firmware 7 does not need
+
+        return Digest(known.url, self._user, password)
 
     def _next_token(self, known: Gateway) -> Token:
         try:
@@ -155,20 +150,23 @@ class Envoy:
         self._token = None
         for _ in range(2):
             token = self._next_token(known)
-            headers = {"Authorization": f"Bearer {token.text}"}
-            self.connection.forget_cookies()  # a session that is still good would let a bad token pass
-            with self.connection.get(known.url, "/auth/check_jwt", ANSWER_TIMEOUT_S, headers=headers) as response:
-                self.connection.read(response)
-                if response.status_code == _OK:
+            self.connection.forget_session()  # one that is still good would let a bad token pass
+            with self.connection.get(known.url, "/auth/check_jwt", ANSWER_TIMEOUT_S, _bearer(token)) as answer:
+                answer.text()
+                if answer.status == _OK:
                     self._token = token
                     return token
-                if response.status_code != _UNAUTHORIZED:
-                    raise StreamLost(f"{known.url}/auth/check_jwt answers {response.status_code}")
+                if answer.status != _UNAUTHORIZED:
+                    raise StreamLost(f"{known.url}/auth/check_jwt answers {answer.status}")
             self._tokens.refused(token)
         raise Refused(f"firmware {known.firmware}: the gateway refuses a token fresh from Enphase")
 
 
-def _denied(known: Gateway, response: requests.Response) -> bool:
+def _bearer(token: Token) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token.text}"}
+
+
+def _denied(known: Gateway, answer: Answer) -> bool:
     # What a role or a firmware keeps from owners is answered 401 on D7.6.175, 404 where there is no such endpoint.
     codes = (_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND) if known.needs_token else (_UNAUTHORIZED,)
-    return response.status_code in codes
+    return answer.status in codes

@@ -5,10 +5,9 @@ them to https://localhost (pyenphase).
 """
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
-
-import requests
 
 from envoy2emon.connection import ANSWER_TIMEOUT_S, Connection, StreamLost
 
@@ -28,11 +27,10 @@ def detect(connection: Connection, host: str, serial: str | None) -> Gateway:
     reasons = []
     for url in _urls(host):
         try:
-            with connection.get(url, "/info", ANSWER_TIMEOUT_S) as response:
-                connection.note_certificate(response)
-                if response.status_code == requests.codes.ok:
-                    return _read(url, connection.read(response), serial)
-                reasons.append(f"{url}/info answers {response.status_code}")
+            with connection.get(url, "/info", ANSWER_TIMEOUT_S) as answer:
+                if answer.status == HTTPStatus.OK:
+                    return _read(url, answer.text(), serial)
+                reasons.append(f"{url}/info answers {answer.status}")
         except StreamLost as lost:
             reasons.append(str(lost))
             if lost.nobody_there and urlsplit(url).port:
