@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from envoy2emon.backlog import Backlog
-    from envoy2emon.bursts import Arrival
     from envoy2emon.dates import Dating
     from envoy2emon.delivery import Delivery
-    from envoy2emon.readings import InverterReport, MeterReading
+    from envoy2emon.readings import MeterReading
     from envoy2emon.settings import Config
     from envoy2emon.tokens import Tokens
 
@@ -93,7 +92,7 @@ def _stream(settings: Config) -> int:
     from envoy2emon.service import Service, boot_id
     from envoy2emon.stream import Reader, Stream
 
-    service: Service[Arrival] = Service()
+    service = Service()
     tokens = _tokens(settings)
     envoy = Envoy(settings, tokens)
     _say_start("the meters", settings, settings.emoncms_node)
@@ -106,11 +105,11 @@ def _stream(settings: Config) -> int:
         settings.stream_net == "calculated",
     )
     silence = float(settings.stream_timeout_s)
-    stream = Stream(settings.emoncms_node, selection, backlog, _live(settings), time.monotonic)
-    reader = Reader(envoy, service.inbox, settings.stream_source, silence, time.monotonic, default_jitter)
+    stream = Stream(settings.emoncms_node, selection, backlog, _live(settings), service.wake, time.monotonic)
+    reader = Reader(envoy, stream.take, settings.stream_source, silence, time.monotonic, default_jitter)
     service.start("reader", reader.run, patience=silence + REFUSED_WAIT_S)
     service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
-    status = service.run(stream.take, lambda: stream.status(reader, delivery) + _expiry(tokens))
+    status = service.run(stream.look, lambda: stream.status(reader, delivery) + _expiry(tokens))
     stream.close()
     return _stop(backlog, delivery, status)
 
@@ -122,17 +121,17 @@ def _inverters(settings: Config) -> int:
     from envoy2emon.outage import REFUSED_WAIT_S, default_jitter
     from envoy2emon.service import Service
 
-    service: Service[list[InverterReport]] = Service()
+    service = Service()
     tokens = _tokens(settings)
     envoy = Envoy(settings, tokens, inverters=True)
     _say_start("the inverters", settings, settings.emoncms_inverters_node)
     backlog, delivery = _delivery(settings, "inverters", ByDate(), None)
     inverters = Inverters(settings.emoncms_inverters_node, backlog)
     interval = float(settings.inverters_interval_s)
-    poller = Poller(envoy, service.inbox, interval, time.monotonic, default_jitter)
+    poller = Poller(envoy, inverters.take, interval, time.monotonic, default_jitter)
     service.start("poller", poller.run, patience=interval + REFUSED_WAIT_S)
     service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
-    status = service.run(inverters.take, lambda: inverters.status(poller, delivery) + _expiry(tokens))
+    status = service.run(inverters.look, lambda: inverters.status(poller, delivery) + _expiry(tokens))
     return _stop(backlog, delivery, status)
 
 

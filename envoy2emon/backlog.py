@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Backlog:
-    """The rows of one daemon, shared by its main thread, which appends and saves, and its delivery thread.
+    """The rows of one daemon: its reader thread appends, its delivery thread takes, its main thread saves.
 
     Rows are known by sequence numbers; `limit` rows are kept. `lost` counts the rows that went beyond it.
     """

@@ -5,7 +5,6 @@ polled more often than the owner says, and less while it is slow or fails.
 """
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -27,12 +26,12 @@ _log = logging.getLogger(__name__)
 
 
 class Poller:
-    """The reader thread: polls the gateway for ever and puts the reports of each good answer into the inbox."""
+    """The reader thread: polls the gateway for ever and passes on the reports of each good answer."""
 
     def __init__(
         self,
         envoy: Envoy,
-        inbox: queue.SimpleQueue[list[InverterReport] | None],
+        take: Callable[[list[InverterReport]], None],
         interval: float,
         clock: Callable[[], float],
         jitter: Callable[[], float],
@@ -40,7 +39,7 @@ class Poller:
     ) -> None:
         self.outage = Outage("Envoy", MOST_WAIT_S, clock, jitter)
         self._envoy = envoy
-        self._inbox = inbox
+        self._take = take
         self._interval = interval
         self._clock = clock
         self._wait = wait
@@ -56,7 +55,7 @@ class Poller:
             least = 0.0
             try:
                 reports, skipped = parse_inverters(self._envoy.inverters())
-                self._inbox.put(reports)
+                self._take(reports)
                 self.outage.ends()
                 self._say_skipped(skipped)
                 good = True
@@ -77,7 +76,7 @@ class Poller:
 
 
 class Inverters:
-    """The main thread's part: appends a row for each report that is news, says how it stands."""
+    """What becomes of reports: a row in the backlog for each that is news; and how it stands."""
 
     def __init__(self, node: str, backlog: Backlog, wall: Callable[[], float] = time.time) -> None:
         self._node = node
@@ -88,12 +87,13 @@ class Inverters:
         # What an earlier run left in the backlog is on its way; all else is news.
         self._taken = {next(iter(row.inputs)).partition("_")[0]: int(row.at) for row in backlog}
 
-    def take(self, reports: list[InverterReport] | None) -> None:
-        """Take the reports of one poll, or None when time has passed."""
-        if reports is None:
-            self._backlog.save()
-            self._backlog.say_losses()
-            return
+    def look(self) -> None:
+        """Look after what waits."""
+        self._backlog.save()
+        self._backlog.say_losses()
+
+    def take(self, reports: list[InverterReport]) -> None:
+        """Take the reports of one poll."""
         oldest = self._wall() - DEAD_AFTER_S
         self._reports = [report for report in reports if report.reported_at >= oldest]
         dead = {report.serial: report for report in reports if report.reported_at < oldest}

@@ -1,7 +1,7 @@
 """How a process lives under systemd: stop, READY, WATCHDOG, STATUS.
 
-The law of this file: the main thread never waits for a neighbour. It waits for its inbox alone, in which SIGTERM is
-one more item, and it pings the watchdog only while every worker's loop turns. Sources: sd_notify(3), sd_watchdog(3).
+The law of this file: the main thread never waits for a neighbour. It waits to be stopped or woken, and pings the
+watchdog only while every worker's loop turns. Sources: sd_notify(3), sd_watchdog(3).
 """
 
 import logging
@@ -13,9 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
 
 # Two looks at the backlog and two STATUS= lines are this far apart, two watchdog pings at most.
 TICK_S = 5.0
@@ -44,11 +41,12 @@ def boot_id(environ: Mapping[str, str]) -> str:
         return os.urandom(16).hex()
 
 
-class Service(Generic[T]):
-    """A daemon's main thread and its workers. Items for the main thread go into `inbox`, from any thread."""
+class Service:
+    """A daemon's main thread and its workers."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.inbox: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        # Seconds until it is wanted; None: stop. An Event would not do: a signal's handler may not set one.
+        self._inbox: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._clock = clock
         self._turned: dict[str, tuple[float, float]] = {}
         self._died = False
@@ -71,35 +69,39 @@ class Service(Generic[T]):
             except BaseException:  # noqa: BLE001 - whatever it is, it is logged whole
                 _log.critical("the %s thread died", name, exc_info=True)
                 self._died = True
-                self.inbox.put(None)
+                self._inbox.put(None)
 
         turned()
         threading.Thread(target=work, name=name, daemon=True).start()
 
-    def run(self, take: Callable[[T | None], float | None], status: Callable[[], str]) -> int:
+    def wake(self, seconds: float) -> None:
+        """Have the main thread look in so many seconds; from any thread."""
+        self._inbox.put(seconds)
+
+    def run(self, look: Callable[[], float | None], status: Callable[[], str]) -> int:
         """Serve until SIGTERM or SIGINT and return 0, or until a worker dies and return 1.
 
-        take: called with each item, and with None after the seconds that it asked for last, and once a tick.
+        look: called once a tick, when it is woken, and after the seconds that it asked for last.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.inbox.put(None))  # SimpleQueue.put is reentrant
+            signal.signal(number, lambda *_: self._inbox.put(None))  # SimpleQueue.put is reentrant
         self._notify("READY=1")
-        next_tick, wanted = self._clock(), None
+        due = next_tick = self._clock()
         while True:
             now = self._clock()
-            if now >= next_tick:
-                wanted = take(None)
-                self._report(status())
-                next_tick = now + self._tick
-            wait = next_tick - now if wanted is None else min(next_tick - now, wanted)
+            if now >= due:
+                wanted = look()
+                if now >= next_tick:
+                    self._report(status())
+                    next_tick = now + self._tick
+                due = next_tick if wanted is None else min(next_tick, now + wanted)
             try:
-                item = self.inbox.get(timeout=max(0.0, wait))
+                seconds = self._inbox.get(timeout=max(0.0, due - now))
             except queue.Empty:
-                wanted = take(None) if wanted is not None else None
                 continue
-            if item is None:
+            if seconds is None:
                 break
-            wanted = take(item)
+            due = min(due, self._clock() + seconds)
         self._notify("STOPPING=1")
         return 1 if self._died else 0
 

@@ -5,7 +5,6 @@ known, and a gateway that fails is asked again by the rules of Outage.
 """
 
 import logging
-import queue
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -31,12 +30,12 @@ T = TypeVar("T")
 
 
 class Reader:
-    """The reader thread: follows the gateway for ever and puts Arrivals into the inbox."""
+    """The reader thread: follows the gateway for ever and passes Arrivals on."""
 
     def __init__(
         self,
         envoy: Envoy,
-        inbox: queue.SimpleQueue[Arrival | None],
+        take: Callable[[Arrival], None],
         source: str,
         silence: float,
         clock: Callable[[], float],
@@ -46,7 +45,7 @@ class Reader:
         self.outage = Outage("Envoy", MOST_WAIT_S, clock, jitter)
         self.bad = 0
         self._envoy = envoy
-        self._inbox = inbox
+        self._take = take
         self._source = source
         self._silence = silence
         self._clock = clock
@@ -82,7 +81,7 @@ class Reader:
         decoder = Decoder()
         with self._envoy.stream(self._silence) as read:
             opened = last = self._clock()
-            self._inbox.put(Arrival(opened))
+            self._take(Arrival(opened))
             while data := read():
                 turned()
                 now = self._clock()
@@ -91,7 +90,7 @@ class Reader:
                 except LineTooLong as trouble:
                     raise StreamLost(f"the stream sends {trouble}") from None
                 if readings := [reading for text in events if (reading := self._parsed(parse_event, text, now))]:
-                    self._inbox.put(Arrival(now, tuple(readings)))
+                    self._take(Arrival(now, tuple(readings)))
                     self._arrived(now - opened)
                     last = now
                 elif now - last > self._silence:
@@ -107,7 +106,7 @@ class Reader:
             now = self._clock()
             if answer and answer[0] != self._used:
                 self._used = answer[0]
-                self._inbox.put(Arrival(now, (answer[1],)))
+                self._take(Arrival(now, (answer[1],)))
                 self._arrived(now - opened)
                 last = now
             elif now - last > self._silence:
@@ -133,7 +132,10 @@ class Reader:
 
 
 class Stream:
-    """The main thread's part: dates readings, appends their rows to the backlog, shows them, says how it stands."""
+    """What becomes of readings: dated, appended to the backlog as rows, shown; and how it stands.
+
+    The reader thread takes arrivals; the main thread looks after what has to wait, when it is woken.
+    """
 
     def __init__(
         self,
@@ -141,29 +143,44 @@ class Stream:
         selection: Selection,
         backlog: Backlog,
         show: Callable[[MeterReading], None] | None,
+        wake: Callable[[float], None],
         clock: Callable[[], float],
     ) -> None:
         self._node = node
         self._selection = selection
         self._backlog = backlog
         self._show = show
+        self._wake = wake
         self._clock = clock
+        self._lock = threading.Lock()
         self._bursts = Bursts()
         self._latest: MeterReading | None = None
 
-    def take(self, arrival: Arrival | None) -> float | None:
-        """Take what the reader put into the inbox, or None when time has passed; return when to be called again."""
-        readings = self._bursts.take(arrival) if arrival else []
-        now = self._clock()
-        self._append(readings + self._bursts.release(now))
-        if arrival is None:
-            self._backlog.save()
-            self._backlog.say_losses()
-        return self._bursts.wait(now)
+    def take(self, arrival: Arrival) -> None:
+        """Take what has arrived; readings that may have been held back wait for what follows on their heels."""
+        with self._lock:
+            self._append(self._bursts.take(arrival))
+            wait = self._release()
+        if wait is not None:
+            self._wake(wait)
+
+    def look(self) -> float | None:
+        """Look after what waits, and return the seconds until it is to be looked after again."""
+        with self._lock:
+            wait = self._release()
+        self._backlog.save()
+        self._backlog.say_losses()
+        return wait
 
     def close(self) -> None:
         """Take what is held, for the process ends."""
-        self._append(self._bursts.release(float("inf")))
+        with self._lock:
+            self._append(self._bursts.release(float("inf")))
+
+    def _release(self) -> float | None:
+        now = self._clock()
+        self._append(self._bursts.release(now))
+        return self._bursts.wait(now)
 
     def _append(self, readings: list[MeterReading]) -> None:
         if readings:

@@ -1,6 +1,5 @@
 """The Envoy's faults: after each, readings go on by themselves, and the gateway is not asked too often."""
 
-import queue
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -277,9 +276,8 @@ class Script:
         self.now = 0.0
         self.attempts: list[float] = []
         self._script = iter(script)
-        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         envoy: Any = self
-        self._reader = Reader(envoy, self._inbox, "auto", 60, lambda: self.now, lambda: jitter, self._wait)
+        self._reader = Reader(envoy, lambda _: None, "auto", 60, lambda: self.now, lambda: jitter, self._wait)
 
     def run(self) -> list[float]:
         """Return the times of all attempts."""

@@ -1,7 +1,6 @@
 """Every firmware from 3.9 to 8.3: who is there, how it is logged in to, what it gives, and what it sends oddly."""
 
 import json
-import queue
 import re
 import stat
 import time
@@ -201,10 +200,10 @@ class _End(Exception):
 
 def follow(envoy: Any, source: str = "auto") -> list[Arrival]:  # noqa: ANN401
     """Let a Reader follow until the script ends; return what came."""
-    inbox: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
+    arrivals: list[Arrival] = []
     with pytest.raises(_End):
-        Reader(envoy, inbox, source, 60, lambda: envoy.now, lambda: 0.0, envoy.wait).run(lambda: None)
-    return [arrival for _ in range(inbox.qsize()) if (arrival := inbox.get())]
+        Reader(envoy, arrivals.append, source, 60, lambda: envoy.now, lambda: 0.0, envoy.wait).run(lambda: None)
+    return arrivals
 
 
 def test_fixed_rate() -> None:

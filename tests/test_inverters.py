@@ -1,6 +1,5 @@
 """From the inverters' reports to EmonCMS's inputs: what is news, and how gently the gateway is asked."""
 
-import queue
 import time
 from contextlib import suppress
 from typing import Any
@@ -171,7 +170,7 @@ class ScriptedEnvoy:
     def poll(self, interval: float) -> list[float]:
         """Return the times between the starts of all polls."""
         envoy: Any = self
-        poller = Poller(envoy, queue.SimpleQueue(), interval, lambda: self.now, lambda: 1.0, self.wait)
+        poller = Poller(envoy, lambda _: None, interval, lambda: self.now, lambda: 1.0, self.wait)
         with suppress(StopIteration):
             poller.run(lambda: None)
         return [later - earlier for earlier, later in zip(self.asked, self.asked[1:], strict=False)]

@@ -212,7 +212,7 @@ def test_what_is_held_at_sigterm_is_kept() -> None:
     """Readings that wait to be dated, since more may follow on their heels, become rows when the process ends."""
     backlog = Backlog(100, Spool(None, "boot", lambda: 0.0), lambda: 50.0)
     selection = Selection(("prod",), ("ph-a",), ("wNow",), Decimal(0), net_calculated=False)
-    main = Stream("Envoy-S", selection, backlog, None, lambda: 50.0)
+    main = Stream("Envoy-S", selection, backlog, None, lambda _: None, lambda: 50.0)
     main.take(Arrival(50.0, tuple(parse_event(THREE_PHASE_EVENT, 50.0) for _ in range(3))))
     assert len(backlog) == 0
     main.close()
