@@ -52,6 +52,7 @@ class Answer:
         self._response = response
         self._url = url
         self._close = close
+        self._complete = False
 
     def __enter__(self) -> Self:
         """Do nothing: it is here."""
@@ -63,10 +64,8 @@ class Answer:
 
     def close(self) -> None:
         """Leave the connection to the next question, or close it if it is of no use to that."""
-        left = self._response.length  # None: the body is chunked, or goes on until the end
-        complete = self._response.isclosed() if left is None else left == 0
         self._response.close()
-        if self._response.will_close or not complete:
+        if self._response.will_close or not self._complete:
             self._close()
 
     def chunk(self) -> bytes:
@@ -75,6 +74,7 @@ class Answer:
             data = self._response.read1(_CHUNK)
             if not data and self._response.length:
                 raise http.client.IncompleteRead(b"", self._response.length)
+            self._complete = not data
             return data
 
     def text(self, clock: Callable[[], float] = time.monotonic) -> str:
