@@ -13,6 +13,7 @@ from envoy2emon.standin import StandInEmonCMS
 from tests.certificates import Certificate, self_signed
 from tests.daemons import Daemon, skip_or_fail
 from tests.emoncms import AnyEmonCMS
+from tests.meter import Meter
 
 StartDaemon = Callable[..., Daemon]
 
@@ -35,6 +36,12 @@ def envoy() -> Iterator[SimulatedEnvoy]:
     """Serve a gateway of firmware 5 with three phases."""
     with SimulatedEnvoy() as envoy:
         yield envoy
+
+
+@pytest.fixture
+def meter(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Meter:
+    """Return the meter behind the simulated Envoy."""
+    return Meter(envoy, emoncms)
 
 
 @pytest.fixture

@@ -1,0 +1,80 @@
+"""Numbered events on their way from the Envoy through a daemon to EmonCMS.
+
+The law of this file: each event carries its number in a phase's frequency, so loss and doubling are counted exactly.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from threading import Event
+
+from envoy2emon.bursts import HEEL_S
+from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.simulator_site import THREE_PHASE_EVENT
+from envoy2emon.standin import Fault, StandInEmonCMS
+from tests.daemons import Daemon
+
+AWAY = Fault((502, ""))
+# A third of it is the time between two looks at the backlog.
+QUICK = {"WATCHDOG_USEC": "600000"}
+NUMBER = "prod_ph-a_frequency"
+
+
+class Meter:
+    """Sends numbered events through a simulated Envoy and knows what arrived of them."""
+
+    def __init__(self, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+        self.envoy, self.emoncms = envoy, emoncms
+        self.sent: list[float] = []  # wall clock
+
+    def send(self, count: int, pace: float = 0.02) -> None:
+        """Send events one by one; what follows on the heels of the first would be taken for held back, and spread."""
+        pause = Event()
+        for number in range(count):
+            self.envoy.emit(self.event())
+            pause.wait(pace if number else 3 * HEEL_S)
+
+    def event(self) -> str:
+        """Make the next event."""
+        self.sent.append(time.time())
+        return THREE_PHASE_EVENT.replace('"f":50.0', f'"f":{len(self.sent)}', 1)
+
+    def arrived(self) -> list[int]:
+        """Return the numbers of the events in the order in which they were applied."""
+        return [int(row.inputs[NUMBER]) for row in list(self.emoncms.rows) if NUMBER in row.inputs]
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many different events have arrived."""
+        self.emoncms.wait_for(lambda: len(set(self.arrived())) >= count, 20)
+
+    def all_arrived(self) -> None:
+        """Wait for all, and say that they arrived once and in order, dated when they were sent."""
+        self.wait_for(len(self.sent))
+        arrived = self.arrived()
+        assert arrived == sorted(arrived)
+        assert [number for number, times in Counter(arrived).items() if times > 1] == []
+        for row in self.emoncms.rows:
+            assert abs(row.time - self.emoncms.clock_offset - self.sent[int(row.inputs[NUMBER]) - 1]) < 1.2
+
+
+def stream(daemon: Callable[..., Daemon], envoy: SimulatedEnvoy, **changes: object) -> Daemon:
+    """Start the stream daemon and wait until it reads."""
+    one = daemon("stream", QUICK, STREAM_KEYS="wNow,frequency", **changes)
+    envoy.wait_for_stream()
+    return one
+
+
+def restart(one: Daemon, envoy: SimulatedEnvoy, *, kill: bool = False) -> None:
+    """End the daemon, start it again, and wait until it reads."""
+    if kill:
+        one.kill()
+    else:
+        assert one.terminate()[0] == 0
+    envoy.wait_for(lambda: envoy.open_streams == 0)
+    one.start()
+    envoy.wait_for_stream()
+
+
+def held(one: Daemon, count: int) -> None:
+    """Wait until the daemon's status tells of so many rows that wait."""
+    one.wait_for_notify(rf"^STATUS=.*backlog {count}\b", 15)
