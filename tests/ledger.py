@@ -8,11 +8,18 @@ then everything that followed it up to the kill is missing too. Times are monoto
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+from tests.faultproxy import Visit
 
 # From the simulator's socket through the daemon's hold for bursts (50 ms) into its backlog, on a busy machine.
 UNDER_WAY_S = 0.6
 # SAVE_AFTER_S, the time between two looks at the backlog, and a slow disk: the promise is 60 s.
 KILL_MAY_COST_S = 30.0 + 5.0 + 1.0
+# The promise: in any minute of a process's life.
+MOST_ATTEMPTS, MINUTE_S = 6, 60.0
+# Between two attempts a daemon waits for 1 s or more; within one (/info, 401, stream) it does not wait.
+SAME_ATTEMPT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +138,41 @@ def judge_reports(
     verdict.lost = len(owed - last.keys())
     verdict.lost_to_kills = len(excused - owed - last.keys())
     return verdict
+
+
+def attempts(visits: Sequence[Visit]) -> list[float]:
+    """Return when attempts to get readings began: one is all the connections that follow each other without a wait.
+
+    A login by digest is /info, a 401, and then the stream: several connections. Refused ones nobody sees.
+    """
+    begun: list[float] = []
+    end = -math.inf
+    for visit in visits:
+        if visit.begin - end > SAME_ATTEMPT_S:
+            begun.append(visit.begin)
+        end = max(end, visit.end)
+    return begun
+
+
+def runs(begun: Sequence[float], starts: Sequence[float]) -> list[list[float]]:
+    """Divide attempts among the lives of a process that was started at these times."""
+    return [[at for at in begun if start <= at < end] for start, end in pairwise([*starts, math.inf])]
+
+
+def busiest_minute(run: Sequence[float]) -> int:
+    """Return the most attempts in any minute of one run."""
+    return max((sum(at <= other < at + MINUTE_S for other in run) for at in run), default=0)
+
+
+def hasty(run: Sequence[float], failing: Sequence[tuple[float, float]], interval: float) -> list[float]:
+    """Return the waits that were too short between polls that failed: with each failure in a row they double.
+
+    failing: when no poll can have succeeded. A tenth of a second is the machine's.
+    """
+    waits = []
+    for begin, end in failing:
+        polls = [at for at in run if begin <= at < end]
+        for number, (before, after) in enumerate(pairwise(polls), 1):
+            if after - before < interval * 2**number - 0.1:
+                waits.append(after - before)
+    return waits

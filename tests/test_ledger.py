@@ -4,7 +4,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.ledger import KILL_MAY_COST_S, Arrival, Diary, Verdict, judge_reports, judge_stream
+from tests.faultproxy import Visit
+from tests.ledger import (
+    KILL_MAY_COST_S,
+    MOST_ATTEMPTS,
+    Arrival,
+    Diary,
+    Verdict,
+    attempts,
+    busiest_minute,
+    hasty,
+    judge_reports,
+    judge_stream,
+    runs,
+)
 
 SENT = [(100.0 + n, True) for n in range(100)]
 
@@ -70,3 +83,30 @@ def test_each_polled_report_has_to_arrive() -> None:
     back = [Arrival(("A", 20), 0.0, 111.0), *first]
     assert judge_reports(polls, back, Diary()).out_of_order == 1
     assert judge_reports(polls, first, Diary(kills=[112.0])).lost_to_kills == 1
+
+
+def test_one_login_is_one_attempt() -> None:
+    """Connections that follow each other at once are one attempt, however long each lasts; a wait ends it."""
+    login = [Visit(10.0, 10.1), Visit(10.1, 10.2), Visit(10.3, 25.0)]
+    assert attempts([*login, Visit(25.02, 25.1), Visit(26.1, 26.2), Visit(28.3)]) == [10.0, 26.1, 28.3]
+    assert attempts([Visit(10.0, 30.0), Visit(10.1, 10.2), Visit(12.0, 12.1), Visit(31.1)]) == [10.0, 31.1]
+
+
+def test_the_busiest_minute_is_found() -> None:
+    """The waits of DESIGN are six attempts a minute, and one more is seen wherever it is."""
+    kept = [100.0, 101.0, 103.0, 107.0, 115.0, 131.0, 161.0, 191.0]
+    assert busiest_minute(kept) == MOST_ATTEMPTS
+    assert busiest_minute(sorted([*kept, 159.9])) == MOST_ATTEMPTS + 1
+    assert busiest_minute([]) == 0
+
+
+def test_each_run_has_minutes_of_its_own() -> None:
+    """A process that is started again knows nothing of the attempts before."""
+    assert runs([1.0, 2.0, 11.0, 25.0], [0.0, 10.0, 20.0]) == [[1.0, 2.0], [11.0], [25.0]]
+
+
+def test_polls_that_fail_have_to_slow_down() -> None:
+    """The wait doubles with every failure in a row; polls before and after the failure are not looked at."""
+    assert hasty([8.0, 9.0, 10.0, 12.0, 16.0, 24.0, 25.0], [(9.5, 24.5)], 1.0) == []
+    assert hasty([10.0, 11.0, 13.0], [(9.5, 24.5)], 1.0) == [1.0, 2.0]
+    assert hasty([10.0, 12.0, 14.0], [(9.5, 24.5)], 1.0) == [2.0]
