@@ -1,10 +1,12 @@
 """Both daemons between neighbours that fail: `python -m tests.soak --minutes N --seed S`.
 
 The law of this file: the seed draws the faults, tests/ledger.py counts, and a broken promise is exit code 1.
-Events come five times as fast as an Envoy's, and faults far more often.
+Events come five times as fast as an Envoy's, and faults far more often; now and then one has a section only, or is
+one that EmonCMS rejects. The daemons' wall clock jumps by hours.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -13,25 +15,41 @@ from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from threading import Event, Thread
-from typing import Literal
 from urllib.parse import urlsplit
 
 from envoy2emon.simulator import SimulatedEnvoy
 from envoy2emon.simulator_gate import INVERTERS, STREAM
 from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.standin import StandInEmonCMS
+from tests.clocks import Clocks
 from tests.daemons import Daemon
-from tests.emoncms import FATAL_ERROR
 from tests.faultproxy import FaultProxy
-from tests.ledger import Arrival, Diary, Verdict, judge_reports, judge_stream
+from tests.ledger import (
+    MINUTE_S,
+    MOST_ATTEMPTS,
+    Arrival,
+    Diary,
+    Verdict,
+    attempts,
+    busiest_minute,
+    hasty,
+    judge_reports,
+    judge_stream,
+    runs,
+)
+from tests.soak_faults import EmonCMSFaults, EnvoyFaults
 
 EVENTS_EVERY_S = 0.2
 REPORTS_EVERY_S = 1.5
+POLLS_EVERY_S = 1
 SERIALS = [str(number) for number in range(2001, 2007)]
 LARGEST_MEMORY = 64 * 1024 * 1024
 # The longest waits before the next attempt are 60 s (EmonCMS) and 30 s (Envoy), a fifth longer by chance.
 SETTLES_WITHIN_S = 150.0
+# An inverter that has not reported for a week by the wall clock is taken for dead: jumps stay well below.
+CLOCK_WRONG_S = 12 * 3600
 WHO = "prod_ph-a_reactPower"
+ONLY_PRODUCTION = json.dumps({"production": json.loads(THREE_PHASE_EVENT)["production"]}, separators=(",", ":"))
 
 
 class Soak:
@@ -42,40 +60,51 @@ class Soak:
         self.sent: list[tuple[float, bool]] = []
         self.sent_wall: list[float] = []
         self.reports: list[tuple[float, frozenset[tuple[str, int]]]] = []
-        self.faults = self.restarts = self.memory = self.written = 0
+        self.failing: list[tuple[float, float]] = []
+        self.short: set[int] = set()
+        self.rejected: set[int] = set()
+        self.faults = self.restarts = self.jumps = self.memory = self.written = 0
         self.complaints: list[str] = []
         self._seed = seed
         self.emoncms = stack.enter_context(StandInEmonCMS())
         self.envoy = stack.enter_context(SimulatedEnvoy())
         self.to_emoncms = stack.enter_context(FaultProxy("127.0.0.1", urlsplit(self.emoncms.url).port or 0))
-        self.to_envoy = stack.enter_context(FaultProxy(*self.envoy.address))
+        self.emoncms.account.reject = lambda _, inputs: inputs.get(WHO) in self.rejected
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self.clocks = Clocks(directory / "clocks")
         settings = {
-            "ENVOY_HOST": f"127.0.0.1:{self.to_envoy.port}",
             "ENVOY_PASSWORD": self.envoy.password,
             "EMONCMS_URL": f"http://127.0.0.1:{self.to_emoncms.port}/emoncms",
             "EMONCMS_APIKEY": self.emoncms.key,
             "STREAM_KEYS": "wNow,reactPower,rmsVoltage,rmsCurrent",
             "STREAM_TIMEOUT_S": 5,
-            "INVERTERS_INTERVAL_S": 1,
+            "INVERTERS_INTERVAL_S": POLLS_EVERY_S,
         }
         self._publish(dict.fromkeys(SERIALS, int(time.time()) - 3600))
-        self.daemons = {name: Daemon(name, directory / name, settings) for name in ("stream", "inverters")}
-        self.diaries = {name: Diary() for name in self.daemons}
-        for name, daemon in self.daemons.items():
+        self.daemons: dict[str, Daemon] = {}
+        self.to_envoy: dict[str, FaultProxy] = {}
+        self.diaries = {"stream": Diary(), "inverters": Diary()}
+        for name in self.diaries:
+            proxy = self.to_envoy[name] = stack.enter_context(FaultProxy(*self.envoy.address))
+            host = {"ENVOY_HOST": f"127.0.0.1:{proxy.port}"}
+            daemon = self.daemons[name] = Daemon(name, directory / name, settings | host)
+            daemon.environment |= self.clocks.environment
             self._start(name)
             stack.callback(daemon.kill)
 
     def run(self, seconds: float) -> None:
         """Let the neighbours and daemons fail for so long, then let all settle."""
-        loops = [self._send_events, self._send_reports, self._fail_emoncms, self._fail_envoy, self._fail_daemons]
-        threads = [Thread(target=loop, name=loop.__name__) for loop in loops]
+        sending = [self._send_events, self._send_reports]
+        failing = [self._fail_emoncms, self._fail_envoy, self._fail_clocks, self._fail_daemons]
+        threads = [Thread(target=loop, name=loop.__name__) for loop in (*sending, *failing)]
         for thread in threads:
             thread.start()
         self.ended.wait(seconds)
         self.ended.set()
         for thread in threads[2:]:
             thread.join()
+        for name in self.daemons:
+            self._restart(name, 0.0, kill=False)  # as after a change of the key: who was refused waits for minutes
         number = len(self.sent)
         self._until(lambda: any(event >= number for event in self._events()[-9:]))
         self.silent.set()
@@ -97,6 +126,8 @@ class Soak:
         for row in self.emoncms.rows:
             if row.node == "Envoy-S":
                 number = int(row.inputs[WHO])
+                if len({name.partition("_")[0] for name in row.inputs}) != (1 if number in self.short else 3):
+                    self.complaints.append(f"event {number} arrived as {row.inputs}")
                 events.append(Arrival(number, row.time - self.sent_wall[number], row.arrived))
             else:
                 serial = next(iter(row.inputs)).partition("_")[0]
@@ -108,12 +139,31 @@ class Soak:
             "inverters": judge_reports(polls, reports, self.diaries["inverters"]),
         }
 
+    def busiest_minutes(self) -> dict[str, int]:
+        """Count each daemon's attempts to get something from the Envoy; complain of what is too often."""
+        lives = {name: runs(attempts(proxy.visits), self.diaries[name].starts) for name, proxy in self.to_envoy.items()}
+        busiest = {name: max(map(busiest_minute, each)) for name, each in lives.items()}
+        # The inverters' daemon polls as often as it was told to, unless polls fail.
+        for name, most in {"stream": MOST_ATTEMPTS, "inverters": MINUTE_S / POLLS_EVERY_S + 1}.items():
+            if busiest[name] > most:
+                self.complaints.append(f"{name}: {busiest[name]} attempts in a minute")
+        for life in lives["inverters"]:
+            if waits := hasty(life, self.failing, POLLS_EVERY_S):
+                self.complaints.append(f"inverters: polls that failed were repeated after {waits} s")
+        return busiest
+
     def _send_events(self) -> None:
+        random = Random(f"{self._seed} events")
         number, due = 0, time.monotonic()
         while not self.silent.wait(max(0.0, due - time.monotonic())):
+            if random.random() < 0.1:
+                self.short.add(number)
+            if random.random() < 0.01 and not self.ended.is_set():
+                self.rejected.add(number)
             self.sent_wall.append(time.time())
-            self.sent.append((time.monotonic(), self.envoy.open_streams > 0))
-            self.envoy.emit(THREE_PHASE_EVENT.replace('"q":155.094', f'"q":{number}', 1))
+            self.sent.append((time.monotonic(), self.envoy.open_streams > 0 and number not in self.rejected))
+            event = ONLY_PRODUCTION if number in self.short else THREE_PHASE_EVENT
+            self.envoy.emit(event.replace('"q":155.094', f'"q":{number}', 1))
             number, due = number + 1, due + EVENTS_EVERY_S
 
     def _send_reports(self) -> None:
@@ -131,83 +181,58 @@ class Soak:
         self.reports.append((time.monotonic(), frozenset(dates.items())))
 
     def _fail_emoncms(self) -> None:
-        random = Random(f"{self._seed} EmonCMS")
-        answers: list[tuple[int, str] | Literal["cut"]] = [
-            (500, ""),
-            (502, "<h1>"),
-            (200, FATAL_ERROR),
-            (200, ""),
-            "cut",
-        ]
-        while not self.ended.wait(random.uniform(1, 6)):
-            begin, lasts = time.monotonic(), random.choice([0.2, 2.0, 4.0, 8.0, 45.0])
-            what = random.choice(["answer", "answer", "answer", "refuse", "reset", "stall", "silence"])
-            if what == "answer":
-                self.emoncms.fault = Fault(random.choice(answers), random.choice([0, 0, 1, 3, 20, None]))
-            elif what == "silence":
-                self.emoncms.fault = Fault("hang", applied=None)
-            else:
-                getattr(self.to_emoncms, what)()
-            if what == "reset":
-                self.to_emoncms.cut()
-            self.ended.wait(lasts)
-            self.emoncms.fault = None
-            # What waited goes out as one post, or several: that is when an answer that gets lost matters most.
-            for _ in range(random.choice([0, 1, 2])):
-                self.emoncms.fail_next(Fault(random.choice(answers), random.choice([1, 3, 10, None])))
-            if what in {"stall", "silence"}:
-                self.to_emoncms.cut()
-            self.to_emoncms.pass_through()
-            self.emoncms.release()
+        faults = EmonCMSFaults(self.emoncms, self.to_emoncms, Random(f"{self._seed} EmonCMS"))
+        while not self.ended.wait(faults.random.uniform(1, 6)):
+            begin = time.monotonic()
+            self.ended.wait(faults.begin())
+            faults.end()
             self.faults += 1
             for diary in self.diaries.values():
                 diary.slow.append((begin, time.monotonic()))
 
     def _fail_envoy(self) -> None:
-        random = Random(f"{self._seed} Envoy")
-        garbage = b'data: {"production":\n\n: a comment\n\ndata: []\n\nx'
-        while not self.ended.wait(random.uniform(6, 20)):
-            begin, lasts = time.monotonic(), random.choice([1.0, 3.0, 8.0])
-            what = random.choice(["cut", "end", "garbage", "refuse", "reset", "stall", "drip", "flood", "canned"])
-            if what == "garbage":
-                self.envoy.emit_raw(garbage)
-            elif what == "end":
-                self.envoy.end_streams()
-            elif what == "cut":
-                self.to_envoy.cut(random.randrange(900))
-            elif what == "canned":
-                self.to_envoy.canned(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
-                self.to_envoy.cut()
-            else:
-                getattr(self.to_envoy, what)()
+        faults = EnvoyFaults(self.envoy, list(self.to_envoy.values()), Random(f"{self._seed} Envoy"))
+        while not self.ended.wait(faults.random.uniform(6, 20)):
+            begin = time.monotonic()
+            lasts = faults.begin()
+            begun = time.monotonic()
             self.ended.wait(lasts)
-            if what in {"stall", "drip", "flood"}:
-                self.to_envoy.cut()
-            self.to_envoy.pass_through()
+            if faults.failing:
+                self.failing.append((begun, time.monotonic()))
+            faults.end()
             self.faults += 1
             for diary in self.diaries.values():
                 # A connection that was cut in the middle is known to be so by both ends a moment later.
                 diary.disturbed.append((begin, time.monotonic() + 1))
                 diary.slow.append((begin, time.monotonic() + 1))
 
+    def _fail_clocks(self) -> None:
+        random = Random(f"{self._seed} clocks")
+        while not self.ended.wait(random.uniform(2, 10)):
+            self.clocks.jump(random.randint(-CLOCK_WRONG_S, CLOCK_WRONG_S) - self.clocks.ahead)
+            self.jumps += 1
+
     def _fail_daemons(self) -> None:
         random = Random(f"{self._seed} daemons")
         while not self.ended.wait(random.uniform(4, 15)):
-            name = random.choice(list(self.daemons))
-            daemon, diary = self.daemons[name], self.diaries[name]
-            if daemon.process.poll() is not None:
-                self.complaints.append(f"{name} ended by itself: {daemon.lines[-20:]}")
-            self._measure(name)
-            begin = time.monotonic()
-            if random.random() < 0.4:
-                diary.kills.append(begin)
-                daemon.kill()
-            elif daemon.terminate()[0]:
-                self.complaints.append(f"{name} ended badly: {daemon.lines[-20:]}")
-            self.ended.wait(random.choice([0.0, 0.0, 2.0]))
-            self._start(name)
-            diary.disturbed.append((begin, time.monotonic()))
-            self.restarts += 1
+            name, kill = random.choice(list(self.daemons)), random.random() < 0.4
+            self._restart(name, random.choice([0.0, 0.0, 2.0]), kill=kill)
+
+    def _restart(self, name: str, pause: float, *, kill: bool) -> None:
+        daemon, diary = self.daemons[name], self.diaries[name]
+        if daemon.process.poll() is not None:
+            self.complaints.append(f"{name} ended by itself: {daemon.lines[-20:]}")
+        self._measure(name)
+        begin = time.monotonic()
+        if kill:
+            diary.kills.append(begin)
+            daemon.kill()
+        elif daemon.terminate()[0]:
+            self.complaints.append(f"{name} ended badly: {daemon.lines[-20:]}")
+        self.ended.wait(pause)
+        self._start(name)
+        diary.disturbed.append((begin, time.monotonic()))
+        self.restarts += 1
 
     def _start(self, name: str) -> None:
         self.diaries[name].starts.append(time.monotonic())
@@ -244,9 +269,10 @@ def main() -> int:
     with ExitStack() as stack:
         soak = Soak(arguments.seed, stack)
         soak.run(arguments.minutes * 60)
-        verdicts = soak.verdicts()
+        verdicts, busiest = soak.verdicts(), soak.busiest_minutes()
     minutes = (soak.sent[-1][0] - soak.sent[0][0]) / 60
-    print(f"seed {arguments.seed}: {minutes:.1f} minutes, {soak.faults} faults, {soak.restarts} restarts and kills")
+    troubles = f"{soak.faults} faults, {soak.restarts} restarts and kills, {soak.jumps} jumps of the clock"
+    print(f"seed {arguments.seed}: {minutes:.1f} minutes, {troubles}, {len(soak.rejected)} events rejected")
     columns = list(Verdict.__dataclass_fields__)
     print(f"{'':<16}" + "".join(f"{name:>12}" for name in verdicts))
     for column in columns:
@@ -254,6 +280,7 @@ def main() -> int:
     print(f"largest memory: {soak.memory / 1e6:.1f} MB; written to disk: {soak.written / 1e6:.1f} MB")
     streams = sum(request.path == STREAM and request.status == 200 for request in soak.envoy.requests)
     print(f"requests to the Envoy per minute: {len(soak.envoy.requests) / minutes:.1f}; streams opened: {streams}")
+    print("most attempts in a minute: " + ", ".join(f"{name} {count}" for name, count in busiest.items()))
     for complaint in soak.complaints:
         print(f"BROKEN: {complaint}")
     broken = soak.complaints or any(verdict.broken for verdict in verdicts.values()) or soak.memory > LARGEST_MEMORY

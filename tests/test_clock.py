@@ -1,5 +1,6 @@
 """The Pi's wall clock jumps: the daemons as processes, with clocks that a test moves."""
 
+import calendar
 import time
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def moved(meter: Meter) -> list[float]:
 
 def hours_ahead(line: str) -> int:
     """Return how far the clock is ahead that dated this line of the log just now."""
-    said = time.mktime(time.strptime(line.split(maxsplit=1)[0], "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
+    said = calendar.timegm(time.strptime(line.split(maxsplit=1)[0], "%Y-%m-%dT%H:%M:%SZ"))
     return round((said - time.time()) / HOUR)
 
 
