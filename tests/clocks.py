@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from tests.daemons import PROJECT
+from tests.daemons import altered
 
 _BEFORE_ALL_ELSE = """
 import os, time
@@ -28,10 +28,9 @@ class Clocks:
     """The clocks of every process that is started with this `environment`. ahead: of the true time, in seconds."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True)
         self._file = directory / "ahead"
-        (directory / "sitecustomize.py").write_text(_BEFORE_ALL_ELSE.format(path=str(self._file)))
-        self.environment = {"PYTHONPATH": f"{directory}:{PROJECT}", "BOOTED_AT": "0"}
+        code = _BEFORE_ALL_ELSE.format(path=str(self._file))
+        self.environment = {**altered(directory, code), "BOOTED_AT": "0"}
         self.ahead = 0
         self.jump(0)
 

@@ -1,6 +1,7 @@
 """What the tests have in common: the neighbours, and daemons set up for them."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +37,19 @@ def envoy() -> Iterator[SimulatedEnvoy]:
     """Serve a gateway of firmware 5 with three phases."""
     with SimulatedEnvoy() as envoy:
         yield envoy
+
+
+@pytest.fixture
+def full() -> Iterator[str]:
+    """Give HOST:PORT of a neighbour that does not even complete a connection, as a machine that is off."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        first, second = (socket.socket() for _ in range(2))
+        with first, second:
+            first.connect(address)
+            second.settimeout(0)
+            second.connect_ex(address)
+            yield f"127.0.0.1:{address[1]}"
 
 
 @pytest.fixture

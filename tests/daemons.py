@@ -31,6 +31,13 @@ def skip_or_fail(reason: str, variable: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def altered(directory: Path, code: str) -> dict[str, str]:
+    """Return the environment of a process that runs this code before all else."""
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": f"{directory}:{PROJECT}"}
+
+
 class Daemon:
     """`envoy2emon COMMAND` in its own directory, which keeps settings and state from one start() to the next.
 

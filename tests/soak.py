@@ -158,7 +158,7 @@ class Soak:
         while not self.silent.wait(max(0.0, due - time.monotonic())):
             if random.random() < 0.1:
                 self.short.add(number)
-            if random.random() < 0.01 and not self.ended.is_set():
+            if random.random() < 0.02 and not self.ended.is_set():
                 self.rejected.add(number)
             self.sent_wall.append(time.time())
             self.sent.append((time.monotonic(), self.envoy.open_streams > 0 and number not in self.rejected))

@@ -22,7 +22,7 @@ from envoy2emon.standin import StandInEmonCMS
 from envoy2emon.stream import Reader
 from envoy2emon.tokens import Tokens
 from tests.conftest import StartDaemon
-from tests.daemons import PROJECT, Daemon
+from tests.daemons import Daemon, altered
 from tests.faultproxy import FaultProxy
 
 BACKOFF = 8.0  # s; 1 s and 2 s with a fifth of jitter, and a machine that has other things to do
@@ -176,13 +176,17 @@ def test_missing_sections(site: Site) -> None:
     site.reads()
 
 
-def test_error_status(site: Site) -> None:
-    """A gateway that answers 503 for a while, as at about 23:00 every night (HA 156189)."""
-    site.envoy.answers[STREAM] = Answer(503)
-    site.envoy.end_streams()
-    site.envoy.wait_for(lambda: site.envoy.requests[-1].status == 503)
-    site.envoy.answers.clear()
-    site.reads()
+@pytest.mark.parametrize("status", [302, 404, 503])
+def test_error_status(site: Site, status: int) -> None:
+    """A gateway that answers an error or a redirect for a while, as 503 at about 23:00 every night (HA 156189)."""
+    with SimulatedEnvoy() as elsewhere:
+        headers = {"Location": f"http://{elsewhere.host}{STREAM}"} if status == 302 else {}
+        site.envoy.answers[STREAM] = Answer(status, headers=headers)
+        site.envoy.end_streams()
+        site.envoy.wait_for(lambda: site.envoy.requests[-1].status == status)
+        site.envoy.answers.clear()
+        site.reads()
+        assert elsewhere.connections == 0
     assert len([line for line in site.process.lines if "WARNING" in line]) == 1
 
 
@@ -236,11 +240,10 @@ socket.getaddrinfo = getaddrinfo
 def test_dns_failure(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, tmp_path: Path) -> None:
     """A name that cannot be resolved at first."""
     known = tmp_path / "known"
-    (tmp_path / "sitecustomize.py").write_text(RESOLVER.format(path=str(known)))
     process = daemon(
         "stream",
         ENVOY_HOST=f"envoy.test:{envoy.address[1]}",
-        environment={"PYTHONPATH": f"{tmp_path}:{PROJECT}"},
+        environment=altered(tmp_path / "resolver", RESOLVER.format(path=str(known))),
     )
     process.wait_for_line(r"WARNING Envoy: envoy.test:\d+ is a name that cannot be resolved: is ENVOY_HOST right\?$")
     known.touch()

@@ -17,7 +17,7 @@ from envoy2emon.simulator_site import THREE_PHASE_EVENT
 from envoy2emon.standin import Fault, StandInEmonCMS
 from tests.certificates import Certificate
 from tests.conftest import StartDaemon
-from tests.daemons import PROJECT, Daemon
+from tests.daemons import PROJECT, Daemon, altered
 from tests.enlighten import Enlighten
 from tests.faultproxy import FaultProxy
 
@@ -30,26 +30,6 @@ def silent() -> Iterator[str]:
     """Give HOST:PORT of a neighbour that takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-@pytest.fixture
-def full() -> Iterator[str]:
-    """Give HOST:PORT of a neighbour that does not even complete a connection, as a machine that is off."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
-        address = listener.getsockname()
-        first, second = (socket.socket() for _ in range(2))
-        with first, second:
-            first.connect(address)
-            second.settimeout(0)
-            second.connect_ex(address)
-            yield f"127.0.0.1:{address[1]}"
-
-
-def altered(directory: Path, code: str) -> dict[str, str]:
-    """Return the environment of a process that runs this code before all else."""
-    directory.mkdir()
-    (directory / "sitecustomize.py").write_text(code)
-    return {"PYTHONPATH": f"{directory}:{PROJECT}"}
 
 
 def broken(directory: Path, module: str, name: str) -> dict[str, str]:
