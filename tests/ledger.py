@@ -18,6 +18,7 @@ UNDER_WAY_S = 0.6
 KILL_MAY_COST_S = 30.0 + 5.0 + 1.0
 # The promise: in any minute of a process's life.
 MOST_ATTEMPTS, MINUTE_S = 6, 60.0
+REFUSED_WAIT_S = 300.0
 # Between two attempts a daemon waits for 1 s or more; within one (/info, 401, stream) it does not wait.
 SAME_ATTEMPT_S = 0.5
 
@@ -176,3 +177,9 @@ def hasty(run: Sequence[float], failing: Sequence[tuple[float, float]], interval
             if after - before < interval * 2**number - 0.1:
                 waits.append(after - before)
     return waits
+
+
+def impatient(run: Sequence[float], refusing: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the waits of less than five minutes after attempts that were refused: who began in `refusing` was."""
+    waits = [(before, after - before) for before, after in pairwise(run)]
+    return [wait for at, wait in waits if wait < REFUSED_WAIT_S and any(begin <= at < end for begin, end in refusing)]

@@ -33,6 +33,7 @@ from tests.ledger import (
     attempts,
     busiest_minute,
     hasty,
+    impatient,
     judge_reports,
     judge_stream,
     runs,
@@ -61,6 +62,7 @@ class Soak:
         self.sent_wall: list[float] = []
         self.reports: list[tuple[float, frozenset[tuple[str, int]]]] = []
         self.failing: list[tuple[float, float]] = []
+        self.refusing: list[tuple[float, float]] = []
         self.short: set[int] = set()
         self.rejected: set[int] = set()
         self.faults = self.restarts = self.jumps = self.memory = self.written = 0
@@ -147,6 +149,9 @@ class Soak:
         for name, most in {"stream": MOST_ATTEMPTS, "inverters": MINUTE_S / POLLS_EVERY_S + 1}.items():
             if busiest[name] > most:
                 self.complaints.append(f"{name}: {busiest[name]} attempts in a minute")
+        for name, life in ((name, life) for name, each in lives.items() for life in each):
+            if waits := impatient(life, self.refusing):
+                self.complaints.append(f"{name}: asked again {waits} s after it was refused")
         for life in lives["inverters"]:
             if waits := hasty(life, self.failing, POLLS_EVERY_S):
                 self.complaints.append(f"inverters: polls that failed were repeated after {waits} s")
@@ -199,6 +204,8 @@ class Soak:
             self.ended.wait(lasts)
             if faults.failing:
                 self.failing.append((begun, time.monotonic()))
+            if faults.refusing:
+                self.refusing.append((begun, time.monotonic() - 1))  # who comes later may be let in
             faults.end()
             self.faults += 1
             for diary in self.diaries.values():

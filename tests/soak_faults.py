@@ -13,6 +13,9 @@ from envoy2emon.standin import Fault, StandInEmonCMS
 from tests.emoncms import FATAL_ERROR, FAULTS
 from tests.faultproxy import FaultProxy
 
+_SHORT = [1.0, 3.0, 8.0]
+# In 8 s there is time for seven attempts if waits do not grow, in 40 s for all six that a minute may have.
+_LONG = [8.0, 8.0, 40.0]
 _ANSWERS: list[tuple[int, str] | Literal["cut"]] = [(500, ""), (502, "<h1>"), (200, FATAL_ERROR), (200, ""), "cut"]
 _GARBAGE = b'data: {"production":\n\n: a comment\n\ndata: []\n\nx'
 _CANNED = {
@@ -63,13 +66,18 @@ class EmonCMSFaults:
 
 
 class EnvoyFaults:
-    """What the Envoy and the ways to it, one for each daemon, do wrong. failing: no new request can succeed now."""
+    """What the Envoy and the ways to it, one for each daemon, do wrong."""
 
     def __init__(self, envoy: SimulatedEnvoy, proxies: Sequence[FaultProxy], random: Random) -> None:
         self.random = random
         self._envoy = envoy
         self._proxies = proxies
         self._what = ""
+
+    @property
+    def refusing(self) -> bool:
+        """Tell whether whoever asks for more than /info is refused."""
+        return self._what == "wrong password"
 
     @property
     def failing(self) -> bool:
@@ -94,7 +102,7 @@ class EnvoyFaults:
                 proxy.cut()
             elif self._what in {"refuse", "reset", "stall", "drip", "flood"}:
                 getattr(proxy, self._what)()
-        return self.random.choice([1.0, 3.0, 8.0])
+        return self.random.choice(_LONG if self.failing or self.refusing else _SHORT)
 
     def end(self) -> None:
         """Let all go well."""

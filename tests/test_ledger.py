@@ -14,6 +14,7 @@ from tests.ledger import (
     attempts,
     busiest_minute,
     hasty,
+    impatient,
     judge_reports,
     judge_stream,
     runs,
@@ -110,3 +111,9 @@ def test_polls_that_fail_have_to_slow_down() -> None:
     assert hasty([8.0, 9.0, 10.0, 12.0, 16.0, 24.0, 25.0], [(9.5, 24.5)], 1.0) == []
     assert hasty([10.0, 11.0, 13.0], [(9.5, 24.5)], 1.0) == [1.0, 2.0]
     assert hasty([10.0, 12.0, 14.0], [(9.5, 24.5)], 1.0) == [2.0]
+
+
+def test_who_is_refused_has_to_wait() -> None:
+    """After Refused there is one attempt in five minutes; other attempts may follow sooner."""
+    assert impatient([8.0, 9.5, 310.0, 311.0], [(9.0, 12.0)]) == []
+    assert impatient([8.0, 10.0, 42.0], [(9.0, 12.0)]) == [32.0]
