@@ -78,6 +78,19 @@ def test_a_jump_moves_no_row(one: Daemon, clocks: Clocks, meter: Meter, jump: in
     meter.all_arrived()
 
 
+def test_a_clock_shared_with_emoncms_moves_no_row(one: Daemon, clocks: Clocks, meter: Meter) -> None:
+    """On a Pi that runs EmonCMS too, its clock jumps as well: what waited is dated by the clock that it shows then."""
+    meter.emoncms.fault = AWAY
+    for hours in (5, -10, 8):
+        meter.send(3)
+        clocks.jump(hours * HOUR)
+        meter.emoncms.clock_offset += hours * HOUR
+    held(one, 9)
+    meter.emoncms.fault = None
+    meter.send(3)
+    meter.all_arrived()
+
+
 def test_a_jump_between_two_runs_moves_no_row(one: Daemon, clocks: Clocks, envoy: SimulatedEnvoy, meter: Meter) -> None:
     """Within a boot rows keep their dates across SIGTERM and SIGKILL, however often the wall clock jumps meanwhile."""
     meter.emoncms.fault = AWAY
