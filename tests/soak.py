@@ -197,7 +197,7 @@ class Soak:
 
     def _fail_envoy(self) -> None:
         faults = EnvoyFaults(self.envoy, list(self.to_envoy.values()), Random(f"{self._seed} Envoy"))
-        while not self.ended.wait(faults.random.uniform(6, 20)):
+        while not self.ended.wait(faults.random.uniform(6, 24)):
             begin = time.monotonic()
             lasts = faults.begin()
             begun = time.monotonic()

@@ -15,7 +15,7 @@ from tests.faultproxy import FaultProxy
 
 _SHORT = [1.0, 3.0, 8.0]
 # In 8 s there is time for seven attempts if waits do not grow, in 40 s for all six that a minute may have.
-_LONG = [8.0, 8.0, 40.0]
+_LONG = [8.0, 8.0, 8.0, 8.0, 8.0, 40.0]
 _ANSWERS: list[tuple[int, str] | Literal["cut"]] = [(500, ""), (502, "<h1>"), (200, FATAL_ERROR), (200, ""), "cut"]
 _GARBAGE = b'data: {"production":\n\n: a comment\n\ndata: []\n\nx'
 _CANNED = {
