@@ -29,11 +29,15 @@ _log = logging.getLogger(__name__)
 
 
 class StreamLost(Exception):
-    """The gateway is away, slow or broke off: try again soon. nobody_there: no connection came about."""
+    """The gateway is away, slow or broke off: try again soon.
 
-    def __init__(self, reason: str, *, nobody_there: bool = False) -> None:
+    nobody_there: there is no such name, or no way to it; shut: this port refuses connections.
+    """
+
+    def __init__(self, reason: str, *, nobody_there: bool = False, shut: bool = False) -> None:
         super().__init__(reason)
         self.nobody_there = nobody_there
+        self.shut = shut
 
 
 class Refused(Exception):
@@ -138,14 +142,15 @@ class Connection:
         host, secure = parts.hostname or "", parts.scheme == "https"
         try:
             sock = socket.create_connection((host, parts.port or (443 if secure else 80)), CONNECT_TIMEOUT_S)
-        except (OSError, UnicodeError) as error:
-            if isinstance(error, socket.gaierror | UnicodeError):
-                reason = "is a name that cannot be resolved: is ENVOY_HOST right?"
-            elif isinstance(error, ConnectionRefusedError):
-                reason = "refuses the connection"
-            else:
-                reason = "cannot be reached: is the Envoy on, and ENVOY_HOST right?"
-            raise StreamLost(f"{parts.netloc} {reason}", nobody_there=True) from error
+        except (socket.gaierror, UnicodeError) as error:
+            reason = f"{parts.netloc} is a name that cannot be resolved: is ENVOY_HOST right?"
+            raise StreamLost(reason, nobody_there=True) from error
+        except ConnectionRefusedError as error:
+            raise StreamLost(f"{parts.netloc} refuses the connection", shut=True) from error
+        except OSError as error:
+            reason = f"{parts.netloc} cannot be reached: is the Envoy on, and ENVOY_HOST right?"
+            # A firewall may swallow what goes to one port, and leave the other open.
+            raise StreamLost(reason, nobody_there=not isinstance(error, TimeoutError)) from error
         self._kept = url, self._encrypted(sock, host, url) if secure else sock
         return self._kept[1]
 

@@ -33,8 +33,8 @@ def detect(connection: Connection, host: str, serial: str | None) -> Gateway:
                 reasons.append(f"{url}/info answers {answer.status}")
         except StreamLost as lost:
             reasons.append(str(lost))
-            if lost.nobody_there and urlsplit(url).port:
-                break  # the other scheme would knock at the same door
+            if lost.nobody_there or (lost.shut and urlsplit(url).port):
+                break  # the other scheme has the same way, or the same door
     raise StreamLost("; ".join(dict.fromkeys(reasons)))
 
 

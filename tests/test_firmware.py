@@ -241,33 +241,41 @@ def test_source(source: str, path: str) -> None:
 
 
 class Doors:
-    """Notes where /info is asked for, and refuses."""
+    """Notes where /info is asked for, and fails."""
 
-    def __init__(self, *, nobody_there: bool) -> None:
+    def __init__(self, lost: StreamLost) -> None:
         self.asked: list[str] = []
-        self._nobody_there = nobody_there
+        self._lost = lost
 
     def get(self, url: str, path: str, _silence: float) -> None:
-        """Refuse."""
+        """Fail."""
         self.asked.append(url + path)
-        raise StreamLost("no", nobody_there=self._nobody_there)
+        raise self._lost
+
+
+AWAY, SHUT, OTHER = StreamLost("no", nobody_there=True), StreamLost("no", shut=True), StreamLost("no")
 
 
 @pytest.mark.parametrize(
-    ("host", "nobody_there", "expected"),
+    ("host", "lost", "expected"),
     [
-        ("envoy.local", True, ["https://envoy.local", "http://envoy.local"]),
-        ("envoy.local:443", False, ["https://envoy.local:443", "http://envoy.local:443"]),
-        ("envoy.local:8080", False, ["http://envoy.local:8080", "https://envoy.local:8080"]),
-        ("envoy.local:8080", True, ["http://envoy.local:8080"]),
-        ("[fe80::1]:8080", True, ["http://[fe80::1]:8080"]),
-        ("http://envoy.local", True, ["http://envoy.local"]),
-        ("https://envoy.local:8443", True, ["https://envoy.local:8443"]),
+        ("envoy.local", AWAY, ["https://envoy.local"]),
+        ("envoy.local", SHUT, ["https://envoy.local", "http://envoy.local"]),
+        ("envoy.local", OTHER, ["https://envoy.local", "http://envoy.local"]),
+        ("envoy.local:443", OTHER, ["https://envoy.local:443", "http://envoy.local:443"]),
+        ("envoy.local:8080", OTHER, ["http://envoy.local:8080", "https://envoy.local:8080"]),
+        ("envoy.local:8080", SHUT, ["http://envoy.local:8080"]),
+        ("[fe80::1]:8080", AWAY, ["http://[fe80::1]:8080"]),
+        ("http://envoy.local", SHUT, ["http://envoy.local"]),
+        ("https://envoy.local:8443", OTHER, ["https://envoy.local:8443"]),
     ],
 )
-def test_detection(host: str, expected: list[str], *, nobody_there: bool) -> None:
-    """/info is asked for by https, then http, or as the URL says; at a port of the owner's by http first."""
-    doors: Any = Doors(nobody_there=nobody_there)
+def test_detection(host: str, lost: StreamLost, expected: list[str]) -> None:
+    """/info is asked for by https, then http, or as the URL says; at a port of the owner's by http first.
+
+    Nobody asks twice where nobody is there, or at one door that is shut.
+    """
+    doors: Any = Doors(lost)
     with pytest.raises(StreamLost):
         gateway.detect(doors, host, None)
     assert doors.asked == [f"{url}/info" for url in expected]
