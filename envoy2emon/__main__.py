@@ -35,12 +35,12 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     """Run the command that the arguments name and return the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C leaves no traceback, whatever is being imported
     arguments = _arguments()
     log.setup(os.environ)
     if arguments.command == "check":
         from envoy2emon import check
 
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
         return check.run(arguments.env_file, os.environ)
     if arguments.command == "demo":
         from envoy2emon import demo
@@ -77,10 +77,13 @@ def _arguments() -> argparse.Namespace:
         "demo": "show it all without an Envoy, an EmonCMS or settings",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--env-file", type=Path, metavar="PATH", help="the settings (default: ./.env)")
+        env_file = "the settings (default: $ENVOY2EMON_ENV_FILE, else ./.env)"
         if name == "demo":
+            env_file = argparse.SUPPRESS  # it has settings of its own
             command.add_argument("--seconds", type=float, metavar="N", help="end after N seconds (default: Ctrl-C)")
-            command.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="where the page is")
+            page = "where the live page is (default: 127.0.0.1:8080, or another port if that is taken)"
+            command.add_argument("--listen", metavar="HOST:PORT", help=page)
+        command.add_argument("--env-file", type=Path, metavar="PATH", help=env_file)
     return parser.parse_args()
 
 

@@ -4,10 +4,11 @@ The law of this file: both daemons run as they do in earnest, as processes with 
 simulated, by the same code that the tests use.
 """
 
+import errno
 import io
+import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from envoy2emon import live_http, settings
 from envoy2emon.demo_day import Day
 from envoy2emon.simulator import SimulatedEnvoy
 from envoy2emon.simulator_site import inverters
@@ -28,21 +30,49 @@ DEFAULT_PORT = 8080
 KEPT_ROWS = 1000
 _HEAD = "house's time   generating   consuming         nett  prod_ph-a_wNow   cons_ph-a_wNow   rows in EmonCMS"
 
+_ALL_ADDRESSES = ("0.0.0.0", "[::]")  # noqa: S104 - listened on only if the user says so
 
-def run(seconds: float | None, listen: str | None) -> int:
-    """Show it for so many seconds, or until Ctrl-C, and return 0; 1 if a daemon does not run."""
+
+def run(seconds: float | None, listen: str | None, port: int = DEFAULT_PORT) -> int:
+    """Show it for so many seconds, or until Ctrl-C, and return 0; 1 if a daemon ends, 2 if an argument does not do.
+
+    listen: where the page is; else it is at this port of 127.0.0.1, or at another one if that is taken.
+    """
     stop = threading.Event()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in step with the daemons' log, through a pipe too
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
+    if seconds is not None and not seconds > 0:  # nan too
+        print("envoy2emon demo: expected more than 0 seconds", file=sys.stderr)
+        return 2
+    try:
+        page = _page(settings.listen(listen)) if listen is not None else _free_page(port)
+    except settings.NotValid as expected:
+        print(f"envoy2emon demo: expected {expected}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        cure = "HOST must be an address of this computer (0.0.0.0: all), PORT one that no program holds"
+        print(f"envoy2emon demo: there can be no page at {listen}: {reason}. {cure}", file=sys.stderr)
+        return 2
+    try:
+        return _run(stop, seconds, page)
+    except OSError as error:
+        # `demo | head` has seen enough, or the terminal is gone: an end like Ctrl-C.
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest of the output goes at exit
+        return 0
+
+
+def _run(stop: threading.Event, seconds: float | None, page: str) -> int:
     started = time.monotonic()
 
     def hour() -> float:
         return (FIRST_HOUR + (time.monotonic() - started) * HOURS_A_SECOND) % 24
 
     day = Day(seed=1)
-    page = listen or f"127.0.0.1:{_free_port()}"
     with ExitStack() as stack:
         emoncms = stack.enter_context(StandInEmonCMS(keep=KEPT_ROWS))
         envoy = stack.enter_context(SimulatedEnvoy(source=lambda: day.event(hour())))
@@ -57,20 +87,27 @@ def run(seconds: float | None, listen: str | None) -> int:
         daemons = [_start(name, env_file) for name in ("stream", "inverters")]
         for daemon in daemons:
             stack.callback(_end, daemon)
-        print(f"The live page: http://{page}/   (a day takes four minutes; Ctrl-C ends it)\n\n{_HEAD}")
-        while not stop.wait(1.0) and (seconds is None or time.monotonic() - started < seconds):
+        host, _, port = page.rpartition(":")
+        here = f"localhost:{port}/, and at this computer's other addresses" if host in _ALL_ADDRESSES else f"{page}/"
+        print(f"The live page: http://{here}   (a day takes four minutes; Ctrl-C ends it)\n")
+        head = f"\n{_HEAD}\n"
+        until = started + (math.inf if seconds is None else seconds)
+        while (left := until - time.monotonic()) > 0 and not stop.wait(min(1.0, left)):
             if any(daemon.poll() is not None for daemon in daemons):
+                print("A daemon has ended, and so does the demo.")
                 return 1
             envoy.inverters = inverters(12, int(time.time()) // 10 * 10)
-            _show(hour(), emoncms)
+            if shown := _shown(hour(), emoncms):
+                print(f"{head}{shown}")
+                head = ""
         print(f"\nEnded; EmonCMS has received {emoncms.account.applied} rows.")
     return 0
 
 
-def _show(hour: float, emoncms: StandInEmonCMS) -> None:
+def _shown(hour: float, emoncms: StandInEmonCMS) -> str:
     inputs = {name: float(each.value) for name, each in dict(emoncms.account.nodes.get("Envoy-S", {})).items()}
     if not inputs:
-        return
+        return ""
     shown = [
         sum(watts for name, watts in inputs.items() if name.startswith(section) and name.endswith("wNow"))
         for section in ("prod", "cons", "net")
@@ -78,7 +115,7 @@ def _show(hour: float, emoncms: StandInEmonCMS) -> None:
     shown += [inputs["prod_ph-a_wNow"], inputs["cons_ph-a_wNow"]]
     clock = f"{int(hour):02}:{int(hour % 1 * 60):02}"
     columns = "".join(f"{watts:{width}.0f} W" for watts, width in zip(shown, (11, 10, 11, 15, 15), strict=True))
-    print(f"{clock:>12}{columns}{emoncms.account.applied:18}")
+    return f"{clock:>12}{columns}{emoncms.account.applied:18}"
 
 
 def _start(name: str, env_file: Path) -> "subprocess.Popen[bytes]":
@@ -102,12 +139,14 @@ def _end(daemon: "subprocess.Popen[bytes]") -> None:
         daemon.wait()
 
 
-def _free_port() -> int:
-    for port in (DEFAULT_PORT, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    return 0
+def _page(listen: str) -> str:
+    """Return HOST:PORT, a free port in the place of 0, if one can listen there. Raises OSError."""
+    with live_http.listener(listen) as probe:
+        return f"{listen.rpartition(':')[0]}:{probe.getsockname()[1]}"
+
+
+def _free_page(port: int) -> str:
+    try:
+        return _page(f"127.0.0.1:{port}")
+    except OSError:
+        return _page("127.0.0.1:0")

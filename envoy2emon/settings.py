@@ -94,7 +94,8 @@ def _fingerprint(text: str) -> str:
     return _text("[0-9a-f]{64}", "64 hexadecimal digits, colons allowed")(text.replace(":", "").lower())
 
 
-def _listen(text: str) -> str:
+def listen(text: str) -> str:
+    """Read HOST:PORT. Raises NotValid."""
     expected = "HOST:PORT, such as 0.0.0.0:8080"
     _text(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", expected)(text)
     if int(text.rpartition(":")[2]) > 65535:  # noqa: PLR2004 - the greatest port
@@ -149,7 +150,7 @@ class Config:
     emoncms_node: str = setting("Envoy-S", _NODE)
     emoncms_inverters_node: str = setting("Envoy-S-inverters", _NODE)
     backlog_hours: Decimal = setting("24", _number("0.001", "168", "hours"))
-    live_listen: str | None = setting(None, _listen)
+    live_listen: str | None = setting(None, listen)
     log_level: str = setting("INFO", _choice("DEBUG", "INFO", "WARNING", "ERROR", fold=str.upper))
     log_file: Path | None = setting(None, Path)
 
