@@ -34,9 +34,8 @@ def _root_logger() -> Iterator[None]:
     root.setLevel(before[1])  # it also forgets which levels were found to be enabled
 
 
-@pytest.fixture
-def journal(capfd: pytest.CaptureFixture[str]) -> dict[str, str]:  # noqa: ARG001 - it gives stderr a file
-    """Return the environment in which this process's stderr is the journal."""
+def journal() -> dict[str, str]:
+    """Return the environment in which stderr as it is now is the journal; capfd changes it from setup to call."""
     stderr = os.fstat(2)
     return {"JOURNAL_STREAM": f"{stderr.st_dev}:{stderr.st_ino}"}
 
@@ -56,18 +55,16 @@ def fail(words: str) -> None:
 @pytest.mark.parametrize(
     ("level", "number"), [("DEBUG", 7), ("INFO", 6), ("WARNING", 4), ("ERROR", 3), ("CRITICAL", 2)]
 )
-def test_the_journal_gets_levels_and_no_time(
-    journal: dict[str, str], capfd: pytest.CaptureFixture[str], level: str, number: int
-) -> None:
+def test_the_journal_gets_levels_and_no_time(capfd: pytest.CaptureFixture[str], level: str, number: int) -> None:
     """Under the journal a line is its syslog priority and the message: the journal has the time itself."""
-    log.setup(journal, "DEBUG")
+    log.setup(journal(), "DEBUG")
     logging.getLogger("x").log(logging.getLevelName(level), "%d rows", 7)
     assert capfd.readouterr().err == f"<{number}>7 rows\n"
 
 
-def test_each_line_of_a_traceback_has_its_level(journal: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_each_line_of_a_traceback_has_its_level(capfd: pytest.CaptureFixture[str]) -> None:
     """The journal makes an entry of each line: all lines of a traceback are errors."""
-    log.setup(journal)
+    log.setup(journal())
     fail("one\ntwo")
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) > 4
@@ -177,11 +174,9 @@ def test_secrets_are_stars(tmp_path: Path, secret: str, around: str) -> None:
     assert "***" in text
 
 
-def test_secrets_are_stars_everywhere(
-    tmp_path: Path, journal: dict[str, str], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_secrets_are_stars_everywhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Stderr and file alike hide each secret, whole when one is part of another; short ones would hide words."""
-    log.setup(journal, "INFO", tmp_path / "x.log", ["hunter2", "hunter2hunter2", "abc"])
+    log.setup(journal(), "INFO", tmp_path / "x.log", ["hunter2", "hunter2hunter2", "abc"])
     logging.getLogger("x").info("abc hunter2hunter2 hunter2")
     fail("Bearer hunter2")
     for text in (capfd.readouterr().err, (tmp_path / "x.log").read_text()):
