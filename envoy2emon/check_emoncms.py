@@ -31,12 +31,12 @@ def ask(config: Config, clocks: dict[str, float]) -> Iterator[Verdict]:
         return
     except (Unavailable, Rejected) as trouble:
         answered = trouble.__cause__ is None
-        yield fail("EmonCMS", f"{trouble}{_elsewhere(url) if answered else ''}")
+        yield fail("EmonCMS", _sentences(str(trouble), _cure(str(trouble), url), _elsewhere(url) if answered else ""))
         return
     if version:
         yield ok("EmonCMS", f"{url} is EmonCMS {version}")
     elif elsewhere := _elsewhere(url):
-        yield fail("EmonCMS", f"{url} answers, but is not EmonCMS{elsewhere}")
+        yield fail("EmonCMS", _sentences(f"{url} answers, but is not EmonCMS", elsewhere))
         return
     emoncms = EmonCMS(url, config.emoncms_apikey)
     try:
@@ -45,10 +45,29 @@ def ask(config: Config, clocks: dict[str, float]) -> Iterator[Verdict]:
     except Unauthorized as trouble:
         yield fail("key", f"{trouble}; it is found under Setup, My Account")
     except Unavailable as trouble:
-        cure = "" if version else ". Is EMONCMS_URL right? There is no EmonCMS that tells its version"
-        yield fail("EmonCMS", f"{trouble}{cure}")
+        cure = "" if version else "Is EMONCMS_URL right? There is no EmonCMS that tells its version"
+        yield fail("EmonCMS", _sentences(str(trouble), cure, _cure(str(trouble), url)))
     finally:
         emoncms.close()
+
+
+def _sentences(*parts: str) -> str:
+    """Join what is not empty, each a sentence of its own."""
+    return " ".join(part if part.endswith("?") else f"{part}." for part in parts if part).removesuffix(".")
+
+
+def _cure(trouble: str, url: str) -> str:
+    """Tell what to do about a trouble whose own words ask no question."""
+    if trouble.endswith("?"):
+        return ""
+    if "cannot be resolved" in trouble:
+        avahi = "; names in .local take sudo apt install avahi-daemon libnss-mdns" if ".local" in url else ""
+        return f"Put the address of its computer into EMONCMS_URL{avahi}"
+    if "SSL" in trouble:
+        return "Does its address begin with http:// in the browser, or is its certificate self-made? Then use http://"
+    if "answers" in trouble:
+        return "Is its PHP or its database down? Look at it in the browser, and into its web server's log"
+    return "Is its computer on and in this network, and EMONCMS_URL its address?"
 
 
 def _version(url: str) -> str:
@@ -66,7 +85,7 @@ def _elsewhere(url: str) -> str:
         other = f"{parts.scheme}://{parts.netloc}{path}"
         try:
             if _version(other):
-                return f": there is one at {other}, so set EMONCMS_URL={other}"
+                return f"There is one at {other}, so set EMONCMS_URL={other}"
         except (Unavailable, Unauthorized, Rejected):
             pass
     return ""

@@ -32,7 +32,9 @@ def ask(config: Config, tokens: Tokens, clocks: dict[str, float], patience: floa
         gateway = envoy.detect()
         metered, clock = _info(envoy, gateway)
     except (StreamLost, Refused) as trouble:
-        cure = "is ENVOY_HOST the Envoy? It restarts now and then: wait five minutes, then switch it off and on"
+        cure = "Is ENVOY_HOST the Envoy? It restarts now and then: wait five minutes, then switch it off and on"
+        if "://" in config.envoy_host:
+            cure = f"Leave http:// and https:// out of ENVOY_HOST, and both are tried. {cure}"
         yield fail("firmware", f"{trouble}" if isinstance(trouble, Refused) else f"{trouble}. {cure}")
         return
     if clock is not None:
@@ -151,6 +153,8 @@ def _no_reading(trouble: Exception, *, metered: bool) -> Verdict:
         cure = "the inverters need none; without this daemon it is quiet: sudo systemctl disable --now envoy2emon"
         return warn("meters", f"this Envoy has none (/info says imeter false; {trouble}): {cure}")
     cure = "Wait five minutes and check again, then switch the Envoy off and on"
+    if str(trouble).endswith("answers 404"):
+        cure = "Perhaps this firmware has no such page: set STREAM_SOURCE=reports and check again"
     if isinstance(trouble, NotAllowed):
         cure = "Is the account ENPHASE_EMAIL, or whoever got ENVOY_TOKEN, the owner of this very Envoy?"
     return fail("reading", f"{trouble}. {cure}")

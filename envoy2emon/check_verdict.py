@@ -4,7 +4,9 @@ The law of this file: every line can be posted in a forum. It holds no secret, n
 in full.
 """
 
+import os
 import re
+import sys
 from dataclasses import dataclass
 
 _HIDDEN = (
@@ -51,7 +53,10 @@ class Report:
     def say(self, verdict: Verdict) -> None:
         """Print one line."""
         self.failed |= verdict.word == "FAIL"
-        print(f"{verdict.word:<5} {verdict.subject:<10} {self._safe(verdict.text)}", flush=True)
+        try:
+            print(f"{verdict.word:<5} {verdict.subject:<10} {self._safe(verdict.text)}", flush=True)
+        except BrokenPipeError:  # `check | head` has seen enough; the exit status still counts
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _safe(self, text: str) -> str:
         # The longest first: one secret may be part of another. A very short one would turn ordinary words into stars.

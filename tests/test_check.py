@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -19,7 +21,7 @@ from envoy2emon.simulator_site import THREE_PHASE_EVENT, info
 from envoy2emon.spool import Group, Spool
 from envoy2emon.standin import Fault, StandInEmonCMS
 from tests.certificates import self_signed
-from tests.daemons import Daemon
+from tests.daemons import PROJECT, Daemon
 from tests.emoncms import bulk
 from tests.enlighten import LOGIN_PATH, Enlighten
 from tests.faultproxy import FaultProxy
@@ -134,6 +136,20 @@ def test_all_is_well(command: Check, envoy: SimulatedEnvoy, emoncms: StandInEmon
     envoy.wait_for(lambda: envoy.open_streams == 0)
 
 
+def test_reader_that_has_seen_enough(settings: dict[str, object], tmp_path: Path) -> None:
+    """`envoy2emon check | head -1` leaves no traceback, and the exit status still counts."""
+    settings["ENVOY_PASSWORD"] = "wrong-password"
+    env_file = tmp_path / ".env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    env_file.chmod(0o600)
+    command = f"{sys.executable} -m envoy2emon check --env-file {env_file} 2>{tmp_path}/errors"
+    script = f"set -o pipefail; {command} | head -1"
+    done = subprocess.run(["bash", "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=30)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.returncode == 1
+    assert (tmp_path / "errors").read_text() == ""
+
+
 def test_beside_a_daemon(
     command: Check, settings: dict[str, object], envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, tmp_path: Path
 ) -> None:
@@ -195,13 +211,17 @@ def test_ports_closed(check: Check, envoy: SimulatedEnvoy) -> None:
     answers = check(ENVOY_HOST=f"http://{envoy.host}")
     answers.say("FAIL", "ports", f"{envoy.address[1]} is closed", "is the Envoy on", "8.3 has closed 80")
     assert "firmware" not in answers.subjects()
+    answers = check(ENVOY_HOST="127.92.34.1")
+    answers.say("FAIL", "ports", "443 is closed, 80 is closed: is the Envoy on and in this network")
     envoy.start()
 
 
 def test_another_device(check: Check, emoncms: StandInEmonCMS) -> None:
     """A device that is no Envoy is named as such."""
     host = emoncms.url.split("/")[2]
-    check(ENVOY_HOST=host).say("FAIL", "firmware", f"{host}/info answers 404", "is ENVOY_HOST the Envoy?")
+    check(ENVOY_HOST=host).say("FAIL", "firmware", f"{host}/info answers 404", "Is ENVOY_HOST the Envoy?")
+    answers = check(ENVOY_HOST=f"https://{host}")
+    answers.say("FAIL", "firmware", "does not speak TLS", "Leave http:// and https:// out of ENVOY_HOST")
 
 
 def test_certificate_changed(check: Check, gateway7: SimulatedEnvoy) -> None:
@@ -332,6 +352,8 @@ def test_envoy_without_meters(check: Check, envoy: SimulatedEnvoy) -> None:
     envoy.metered = True
     envoy.answers["/stream/meter"] = Answer(503)
     check().say("FAIL", "reading", "503", "switch the Envoy off and on")
+    envoy.answers["/stream/meter"] = Answer(404)
+    check().say("FAIL", "reading", "/stream/meter answers 404", "set STREAM_SOURCE=reports")
 
 
 def test_inverters(check: Check, envoy: SimulatedEnvoy) -> None:
@@ -358,14 +380,26 @@ def test_emoncms_away(check: Check) -> None:
     answers = check(EMONCMS_URL="http://127.0.0.1:1/emoncms")
     answers.say("FAIL", "EmonCMS", "refuses the connection: is its web server running?")
     assert "key" not in answers.subjects()
-    check(EMONCMS_URL="http://no-such-emonpi.local/emoncms").say("FAIL", "EmonCMS", "cannot be resolved")
+    for name, cure in {"no-such-emonpi.local": "avahi-daemon", "no-such-emonpi": "into EMONCMS_URL"}.items():
+        answers = check(EMONCMS_URL=f"http://{name}/emoncms")
+        answers.say("FAIL", "EmonCMS", "cannot be resolved", "Put the address of its computer into EMONCMS_URL", cure)
+
+
+def test_emoncms_in_trouble(check: Check, emoncms: StandInEmonCMS) -> None:
+    """An EmonCMS that is there and ill, or spoken to in the wrong way, is told apart, each with what to look at."""
+    answers = check(EMONCMS_URL=emoncms.url.replace("http:", "https:"))
+    answers.say("FAIL", "EmonCMS", "cannot be reached", "Does its address begin with http:// in the browser")
+    for answer in ((502, "Bad Gateway"), (500, ""), (200, "<b>Fatal error</b>: the database is away")):
+        emoncms.fault = Fault(answer)
+        check().say("FAIL", "EmonCMS", "answers", "Is its PHP or its database down? Look at it in the browser")
 
 
 def test_emoncms_base_path(check: Check, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> None:
     """A path that is not EmonCMS's base is named, with the right one if it is a usual one."""
     base = emoncms.url.removesuffix("/emoncms")
     for wrong in (base, f"{base}/emon", f"{base}/emoncms/input"):
-        check(EMONCMS_URL=wrong).say("FAIL", "EmonCMS", f"there is one at {emoncms.url}", "set EMONCMS_URL=")
+        answers = check(EMONCMS_URL=wrong)
+        answers.say("FAIL", "EmonCMS", f"There is one at {emoncms.url}, so set EMONCMS_URL={emoncms.url}")
     answers = check(EMONCMS_URL=f"http://{envoy.host}/emoncms")
     answers.say("FAIL", "EmonCMS", "there is no EmonCMS", "is the path in EMONCMS_URL right?")
 
