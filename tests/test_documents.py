@@ -1,37 +1,54 @@
 """What the documents say is what the code does."""
 
 import re
-from dataclasses import fields
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from decimal import Decimal
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
+from envoy2emon import live_http
+from envoy2emon.config import INSTALLED_ENV_FILE
+from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES, Selection, inverter_row, stream_row
+from envoy2emon.inverters import DEAD_AFTER_S
+from envoy2emon.readings import PHASES, parse_event, parse_inverters
 from envoy2emon.settings import Config
+from envoy2emon.simulator import SimulatedEnvoy, make_token
+from envoy2emon.simulator_site import THREE_PHASE_EVENT
+from envoy2emon.standin import StandInEmonCMS
+from tests.benchmark import TABLE, Size
+from tests.certificates import Certificate
+from tests.conftest import StartDaemon
 from tests.daemons import PROJECT
+from tests.enlighten import Enlighten
+from tests.ledger import Verdict
+from tests.readme import README, code, commands, rows, section
 
+READERS = {each.name.upper(): each.metadata["read"] for each in fields(Config)}
 DEFAULTS = {each.name.upper(): each.metadata["default"] or "" for each in fields(Config)}
-README = (PROJECT / "README.md").read_text("utf-8")
-
-
-def section(heading: str) -> str:
-    """Return the README's section of this heading, at whatever level."""
-    found = re.search(rf"^(#+) {heading}$(.*?)(?=^#+ |\Z)", README, re.DOTALL | re.MULTILINE)
-    if not found:
-        pytest.fail(f"README.md has no heading {heading!r}")
-    return found[2]
-
-
-def rows(text: str) -> list[list[str]]:
-    """Return the cells of the first table's rows, without backticks; not its heading."""
-    lines = [line.strip() for line in text.splitlines() if line.lstrip().startswith("|")]
-    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[2:]]
+SYMPTOMS = rows(section("When something does not work"))
+FIRMWARE = rows(section("Which firmware do I have, and what do I need?"))
+UNITS = {path.stem for path in (PROJECT / "systemd").glob("*.service")}
+YEAR = 365 * 86_400
+# Every line that the README's reader copies, and the test that runs it, or holds it to what runs it.
+RUN_BY = {
+    "Try it": "test_demo.py::test_the_readmes_line_in_a_fresh_clone",
+    "Try the tests": "test_documents.py::test_ci_runs_the_readmes_own_command",
+    "Install it on the Pi": "test_install.py::test_from_install_to_purge",
+    "The live page": "test_documents.py::test_every_setting_that_is_named_is_one",
+    "Develop": "test_documents.py::test_the_developers_line_is_what_ci_runs",
+}
 
 
 def test_the_readmes_table_has_every_setting_and_its_default() -> None:
     """The README's section Settings has a table with a row a setting: its name, its default, what it means."""
     table = rows(section("Settings"))
     assert table, "README.md has no table `| name | default | meaning |` under Settings"
-    assert {name: default for name, default, _ in table} == DEFAULTS
+    assert {name.strip("`"): default for name, default, _ in table} == DEFAULTS
     assert len(table) == len(DEFAULTS)
     assert all(meaning for _, _, meaning in table)
 
@@ -52,7 +69,7 @@ def test_the_example_has_every_setting_its_default_and_a_word_on_it() -> None:
 
 def test_the_readmes_room_list_is_the_package() -> None:
     """The README's section How it works names every file of the package, and none that is not there."""
-    patterns = [name.strip("` ") for cell, _ in rows(section("How it works")) for name in cell.split(",")]
+    patterns = [name for cell, _ in rows(section("How it works")) for name in code(cell)]
     files = {path.name for path in (PROJECT / "envoy2emon").iterdir() if path.suffix in (".py", ".html")}
     for pattern in patterns:
         assert [name for name in files if fnmatch(name, pattern)], f"there is no {pattern}"
@@ -62,6 +79,184 @@ def test_the_readmes_room_list_is_the_package() -> None:
 
 def test_ci_runs_the_readmes_own_command() -> None:
     """`.ci/run` takes its test command from the README's section Try the tests, where there is exactly one."""
-    commands = re.findall(r"^    (python3 .*)$", section("Try the tests"), re.MULTILINE)
-    assert len(commands) == 1
+    assert len(commands("Try the tests")) == 1
+    assert commands("Try the tests")[0].startswith("python3 ")
     assert 'bash -euc "$command"' in (PROJECT / ".ci/run").read_text("utf-8")
+
+
+def test_the_developers_line_is_what_ci_runs() -> None:
+    """Each command of the README's line for developers is one of `.ci/run`, or the test command's."""
+    (line,) = commands("Develop")
+    script = (PROJECT / ".ci/run").read_text("utf-8") + commands("Try the tests")[0]
+    assert {part for part in line.split(" && ") if part.replace("install -e", "install -q -e") not in script} == set()
+
+
+def test_every_line_to_copy_is_run_by_a_test() -> None:
+    """No indented line of the README is outside the sections whose lines are run, and the tests that run them exist."""
+    lines = re.findall(r"^    (\S.*)$", README, re.MULTILINE)
+    assert sorted(lines) == sorted(line for heading in RUN_BY for line in commands(heading))
+    for place in RUN_BY.values():
+        file, test = place.split("::")
+        assert f"def {test}(" in (PROJECT / "tests" / file).read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`(python -m [^`]+)`", README))))
+def test_the_commands_for_figures_exist(command: str) -> None:
+    """`python -m tests.soak` and `tests.benchmark` are there and know the options that the README gives them."""
+    _, _, module, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *options, "--help"], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"usage: python -m {module} " in done.stdout
+    assert all(f"\n  {option} " in done.stdout for option in options if option.startswith("--"))
+
+
+def test_every_setting_that_is_named_is_one() -> None:
+    """A name between backticks, with or without a value, is a setting, and the value is a valid one."""
+    named = re.findall(r"`?\b([A-Z]+_[A-Z0-9_]+)(?:=([^\s`]+))?", README)
+    for name, value in named:
+        assert name in READERS or name in {"EMONCMS_TEST_URL", "EMONCMS_TEST_APIKEY"}
+        if value:
+            READERS[name](value)
+    assert {"LIVE_LISTEN", "STREAM_PHASES"} <= {name for name, value in named if value}
+
+
+def test_every_command_that_is_named_exists() -> None:
+    """Units named to systemctl are there, commands to envoy2emon, options to install.sh; named files exist."""
+    usage = subprocess.run([sys.executable, "-m", "envoy2emon", "--help"], capture_output=True, text=True, check=True)
+    script = (PROJECT / "systemd" / "install.sh").read_text("utf-8")
+    for text in [*code(README), *(line for heading in RUN_BY for line in commands(heading))]:
+        words = text.removeprefix("sudo ").split()
+        if words[0] in ("systemctl", "journalctl"):
+            assert UNITS & set(words), text
+            assert {word for word in words if word.startswith("envoy2emon")} <= UNITS, text
+        elif words[0] == "envoy2emon" and words[1:]:
+            assert f"\n    {words[1]} " in usage.stdout, text
+        elif words[0] == "nano":
+            assert Path(words[1]) == INSTALLED_ENV_FILE
+        elif words[0] == "systemd/install.sh" or text.startswith("--"):
+            assert all(f"\n    {option})\n" in script for option in words if option.startswith("--")), text
+        elif re.fullmatch(r"(tests|systemd|\.ci|\.github)/[\w./-]+", text):
+            assert (PROJECT / text).exists(), text
+
+
+def test_every_reference_within_the_readme_leads_somewhere() -> None:
+    """What the README calls by its heading, or shows as a picture, is there."""
+    for start in re.findall(r'see "([^"]+)"', README):
+        assert re.search(rf"^## {re.escape(start)}", README, re.MULTILINE), start
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (PROJECT / target).is_file(), target
+
+
+@pytest.mark.parametrize("phrase", [phrase for symptom, *_ in SYMPTOMS for phrase in re.findall(r'"([^"]+)"', symptom)])
+def test_the_daemon_says_what_the_symptoms_table_quotes(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, certificate: Certificate, phrase: str
+) -> None:
+    """Each phrase in double quotes is what a real daemon writes in that situation; "..." stands for any words."""
+    with SimulatedEnvoy("D8.3.5433", tls=certificate.context) as gateway:
+        situation = {
+            "refuses user installer (401)": {"ENVOY_PASSWORD": "wrong-password"},
+            "firmware D8...: this firmware wants a token": {"ENVOY_HOST": gateway.host},
+            "is a name that cannot be resolved": {"ENVOY_HOST": "no-such-envoy.invalid"},
+            "answers nothing, as it does to a read key": {"EMONCMS_APIKEY": emoncms.read_key},
+            "there is no EmonCMS at ... (404)": {"EMONCMS_URL": emoncms.url.removesuffix("cms")},
+        }[phrase]
+        stream = daemon("stream", **situation)
+        if not any(name.startswith("ENVOY") for name in situation):
+            envoy.wait_for_stream()
+            envoy.emit(envoy.event)
+        stream.wait_for_line(".*".join(re.escape(part) for part in phrase.split("...")))
+
+
+def test_exit_code_78_is_a_setting(daemon: StartDaemon) -> None:
+    """The symptoms table's exit code is the one of a setting that is wrong or missing."""
+    assert "exit code 78" in SYMPTOMS[0][0]
+    stream = daemon("stream", EMONCMS_APIKEY=None)
+    assert stream.wait() == 78
+
+
+def test_the_symptoms_table_is_complete() -> None:
+    """Each symptom has a likely cause and what to do."""
+    assert len(SYMPTOMS) > 5
+    assert all(len(row) == 3 and all(row) for row in SYMPTOMS)
+
+
+@pytest.mark.parametrize(("words", "names"), [row[:2] for row in FIRMWARE])
+def test_the_firmware_table(daemon: StartDaemon, certificate: Certificate, words: str, names: str) -> None:
+    """With no more than the settings that a row names a gateway of that firmware is read; with those of another not."""
+    old = {"below 7": True, "7 and later": False}[words.partition(",")[0]]
+    tls = None if old else certificate.context
+    firmware = "D5.0.62" if old else "D7.0.88"
+    with (
+        SimulatedEnvoy(firmware, tls=tls, source=lambda: THREE_PHASE_EVENT, interval=0.05) as gateway,
+        Enlighten() as enphase,
+    ):
+        values = {
+            "ENVOY_PASSWORD": gateway.password,
+            "ENPHASE_EMAIL": enphase.email,
+            "ENPHASE_PASSWORD": enphase.password,
+            "ENVOY_TOKEN": make_token(gateway.serial, time.time() + YEAR),
+        }
+        nothing = {
+            "ENVOY_HOST": gateway.host,
+            "ENVOY_PASSWORD": None,
+            "ENPHASE_LOGIN_URL": enphase.login_url,
+            "ENPHASE_TOKEN_URL": enphase.token_url,
+        }
+        check = daemon("check", **nothing | {name: values[name] for name in code(names)})
+        assert check.wait(30) == 0, check.lines
+        said = [line.split()[1] for line in check.lines if line.startswith("ok")]
+        assert {"login", "reading", "inverters"} <= set(said), check.lines
+        other = "ENVOY_TOKEN" if old else "ENVOY_PASSWORD"
+        check = daemon("check", **nothing | {other: values[other]})
+        assert check.wait(30) == 1
+        (refused,) = [line for line in check.lines if line.startswith("FAIL")]
+        assert all(name in refused for name in code(names))
+
+
+def test_the_inputs_table() -> None:
+    """The table of what arrives in EmonCMS names the parts of each input, all of them and no other."""
+    text = section("What arrives in EmonCMS")
+    sections, phases, *keys = [code(row[0]) for row in rows(text)]
+    assert sections == list(SECTION_NAMES)
+    assert phases == list(PHASES)
+    defaults = DEFAULTS["STREAM_KEYS"].split(",")
+    assert [key for names in keys[:-1] for key in names] == defaults
+    assert set(keys[-1]) == KEY_NAMES.keys() - set(defaults)
+    chosen = Selection(tuple(sections), tuple(phases), tuple(defaults), Decimal(0), net_calculated=False)
+    inputs = stream_row(parse_event(THREE_PHASE_EVENT, 0.0), "Envoy-S", chosen).inputs
+    assert f"{len(inputs)} inputs for" in text
+    named = [name for name in code(text) if re.fullmatch(r"[a-z]+_ph-[abc]_\w+", name)]
+    assert named
+    assert set(named) <= inputs.keys()
+    assert {DEFAULTS["EMONCMS_NODE"], DEFAULTS["EMONCMS_INVERTERS_NODE"]} <= set(code(text))
+    assert "not reported for a week" in text
+    assert DEAD_AFTER_S == 7 * 86_400
+
+
+def test_the_inverters_inputs() -> None:
+    """An inverter's inputs are the two that the README names."""
+    report = '[{"serialNumber":"SERIAL","lastReportDate":1780000000,"lastReportWatts":1,"maxReportWatts":2}]'
+    (parsed,), _ = parse_inverters(report)
+    assert all(name in code(section("What arrives in EmonCMS")) for name in inverter_row(parsed, "n").inputs)
+
+
+def test_the_live_pages_figures() -> None:
+    """As many viewers as the README says."""
+    assert f"up to {live_http.MAX_VIEWERS} viewers" in " ".join(section("The live page").split())
+
+
+def test_the_cost_table_is_the_benchmarks() -> None:
+    """Each row of the table has the words of a figure that `python -m tests.benchmark` prints."""
+    counts = {name: f"{value:,}".replace(",", " ") for name, value in vars(Size()).items()}
+    printed = {label.format(**counts) for label, _, _ in TABLE.values()}
+    assert {label for label, *_ in rows(section("Cost, in figures"))} - printed == set()
+
+
+def test_the_reliability_table_is_the_soaks() -> None:
+    """Each row of the table is one that `python -m tests.soak` prints, with what must be 0 among them."""
+    labels = {label for label, *_ in rows(section("Reliability, in figures"))}
+    assert labels <= {name.replace("_", " ") for name in Verdict.__dataclass_fields__}
+    broken = {each for each in labels if replace(Verdict(), **{each.replace(" ", "_"): 1}).broken}
+    assert broken == {"lost", "doubled", "out of order", "misdated"}
