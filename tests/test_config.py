@@ -353,14 +353,14 @@ def test_a_file_that_cannot_be_read(env: Path) -> None:
 
 
 def test_a_file_of_another_user(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that this user may not read is a problem with its cure."""
+    """A file that this user may not read is a problem with its cure, and no other: the key may be in it."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)  # root, who runs these tests in CI, may read every file
     with pytest.raises(config.ConfigError) as caught:
-        config.load(env, KEY, required=False)
+        config.load(env, {}, required=False)
     assert caught.value.problems == [
         f"{env} may not be read by this user: use sudo, or --env-file PATH for another file"
     ]

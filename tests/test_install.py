@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.simulator_site import THREE_PHASE_EVENT
 from envoy2emon.standin import StandInEmonCMS
 from tests.daemons import PROJECT, skip_or_fail
 from tests.machine import SETTINGS, Machine
+from tests.readme import commands
 
 pytestmark = pytest.mark.timeout(300)  # making the roots for the first time takes most of it
 BOTH = ("envoy2emon", "envoy2emon_inv")
@@ -71,6 +73,13 @@ def machine(request: pytest.FixtureRequest, share: Path) -> Iterator[Machine]:
         yield machine
 
 
+def shell(machine: Machine, line: str) -> str:
+    """Run a line of the README in a checkout, as root, who has no need of sudo, and return what it prints."""
+    done = machine.enter("sh", "-c", f"cd /mnt; {line.removeprefix('sudo ')}", environ=OFFLINE)
+    assert (done.returncode, done.stderr.decode()) == (0, ""), done.stdout.decode()
+    return done.stdout.decode()
+
+
 def install(machine: Machine, *options: str, checkout: str = "/mnt") -> str:
     """Run install.sh, which has to succeed without a complaint, and return its words."""
     done = machine.enter(f"{checkout}/systemd/install.sh", *options, environ=OFFLINE)
@@ -88,9 +97,15 @@ def refuses(machine: Machine, words: str, *before: str) -> None:
 
 
 def test_from_install_to_purge(machine: Machine) -> None:
-    """A Pi owner installs, edits, starts; later upgrades, uninstalls, installs again and purges."""
-    with machine.network(), SimulatedEnvoy(address=("127.0.0.2", 0)) as envoy, StandInEmonCMS() as emoncms:
-        assert f"Next: edit {SETTINGS}" in install(machine)
+    """A Pi owner installs, edits, starts and checks by the README's lines; later upgrades, uninstalls, purges."""
+    setup, edit, begin, check = commands("Install it on the Pi")
+    with (
+        machine.network(),
+        SimulatedEnvoy(address=("127.0.0.2", 0), source=lambda: THREE_PHASE_EVENT, interval=0.2) as envoy,
+        StandInEmonCMS() as emoncms,
+    ):
+        assert f"Next: edit {SETTINGS}" in shell(machine, setup)
+        assert edit == f"sudo nano {SETTINGS}"
         assert machine.run("stat", "--format=%U %a", str(SETTINGS)) == "root 600\n"
         assert machine.run("systemctl", "is-enabled", *BOTH) == "enabled\nenabled\n"
         verified = machine.enter("systemd-analyze", "verify", "--man=no", *(f"{unit}.service" for unit in BOTH))
@@ -98,7 +113,10 @@ def test_from_install_to_purge(machine: Machine) -> None:
         assert ".new" not in machine.run("/opt/envoy2emon/bin/pip", "--version")
 
         settings = edit_for(machine, envoy, emoncms)
-        start(machine, envoy, emoncms)
+        start(machine, emoncms, begin)
+        verdicts = shell(machine, check)
+        assert {line.split()[0] for line in verdicts.splitlines()} == {"ok"}, verdicts
+        assert len(re.findall(r"^ok    units      envoy2emon(_inv)? runs: ", verdicts, re.MULTILINE)) == 2, verdicts
 
         upgrade(machine)
         assert machine.run("cat", str(SETTINGS)) == settings
@@ -111,7 +129,7 @@ def test_from_install_to_purge(machine: Machine) -> None:
         machine.run("test", "-e", "/var/lib/envoy2emon/")
 
         install(machine)
-        start(machine, envoy, emoncms)
+        start(machine, emoncms, begin)
         install(machine, "--purge")
         assert machine.run("find", "/opt", "/usr/local", "/etc", "/var/lib", "/var/log", "-name", "envoy2emon*") == ""
 
@@ -133,12 +151,10 @@ def edit_for(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -
     return text
 
 
-def start(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """Start both daemons and see the inputs of both nodes arrive."""
+def start(machine: Machine, emoncms: StandInEmonCMS, line: str) -> None:
+    """Start both daemons by the README's line and see the inputs of both nodes arrive."""
     seen = len(emoncms.rows)
-    machine.run("systemctl", "start", *BOTH)
-    envoy.wait_for_stream(20)
-    envoy.emit(envoy.event)
+    assert shell(machine, line) == ""
     nodes = {"Envoy-S", "Envoy-S-inverters"}
     emoncms.wait_for(lambda: {row.node for row in list(emoncms.rows)[seen:]} == nodes, 20)
 

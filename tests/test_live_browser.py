@@ -1,5 +1,6 @@
 """The live page in a real browser, headless, and its script before a parser that knows no more than ECMAScript 5."""
 
+import json
 import re
 import shutil
 import time
@@ -17,6 +18,7 @@ from envoy2emon import live
 from envoy2emon.live import Live
 from envoy2emon.readings import MeterReading
 from tests.daemons import skip_or_fail
+from tests.readme import section
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -285,6 +287,19 @@ def test_from_another_origin(browser: "Browser", server: Live) -> None:
     expect(page, "body", "-2114 W")
     context.close()
     other.close()
+
+
+def test_the_readmes_example(browser: "Browser", server: Live) -> None:
+    """The README's lines, in a page of one's own, show what it says that they show: `n`."""
+    (example,) = re.findall(r"```html\n(.*?)```", section("The live page"), re.DOTALL)
+    promised = re.findall(r'\{"p":\d+,"c":\d+,"n":-?\d+\}', example)
+    server.show(reading(5000, 6540, 4426))
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_content(example.replace("YOUR-PI:8080", f"127.0.0.1:{server.port}"))
+    expect(page, "p", "Nett: -2114 W")
+    assert promised == [json.dumps(live.figures(reading(5000, 6540, 4426)), separators=(",", ":"))]
+    context.close()
 
 
 def test_script_is_ecmascript_5() -> None:
