@@ -124,7 +124,10 @@ def test_every_setting_that_is_named_is_one() -> None:
 
 def test_every_command_that_is_named_exists() -> None:
     """Units named to systemctl are there, commands to envoy2emon, options to install.sh; named files exist."""
-    usage = subprocess.run([sys.executable, "-m", "envoy2emon", "--help"], capture_output=True, text=True, check=True)
+    usage, demo = (
+        subprocess.run([sys.executable, "-m", "envoy2emon", *words], capture_output=True, text=True, check=True).stdout
+        for words in (["--help"], ["demo", "--help"])
+    )
     script = (PROJECT / "systemd" / "install.sh").read_text("utf-8")
     for text in [*code(README), *(line for heading in RUN_BY for line in commands(heading))]:
         words = text.removeprefix("sudo ").split()
@@ -132,11 +135,12 @@ def test_every_command_that_is_named_exists() -> None:
             assert UNITS & set(words), text
             assert {word for word in words if word.startswith("envoy2emon")} <= UNITS, text
         elif words[0] == "envoy2emon" and words[1:]:
-            assert f"\n    {words[1]} " in usage.stdout, text
+            assert f"\n    {words[1]} " in usage, text
         elif words[0] == "nano":
             assert Path(words[1]) == INSTALLED_ENV_FILE
         elif words[0] == "systemd/install.sh" or text.startswith("--"):
-            assert all(f"\n    {option})\n" in script for option in words if option.startswith("--")), text
+            options = {word for word in words if word.startswith("--")}
+            assert all(f"\n    {option})\n" in script or f" {option} " in demo for option in options), text
         elif re.fullmatch(r"(tests|systemd|\.ci|\.github)/[\w./-]+", text):
             assert (PROJECT / text).exists(), text
 
