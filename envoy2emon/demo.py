@@ -28,7 +28,8 @@ HOURS_A_SECOND = 24 / 240
 FIRST_HOUR = 7.0
 DEFAULT_PORT = 8080
 KEPT_ROWS = 1000
-_HEAD = "house's time   generating   consuming         nett  prod_ph-a_wNow   cons_ph-a_wNow   rows in EmonCMS"
+# 80 columns wide at most, as terminals are.
+_HEAD = "  time  generating  consuming      nett  prod_ph-a_wNow  cons_ph-a_wNow    rows"
 
 _ALL_ADDRESSES = ("0.0.0.0", "[::]")  # noqa: S104 - listened on only if the user says so
 
@@ -89,7 +90,7 @@ def _run(stop: threading.Event, seconds: float | None, page: str) -> int:
             stack.callback(_end, daemon)
         host, _, port = page.rpartition(":")
         here = f"localhost:{port}/, and at this computer's other addresses" if host in _ALL_ADDRESSES else f"{page}/"
-        print(f"The live page: http://{here}   (a day takes four minutes; Ctrl-C ends it)\n")
+        print(f"The live page: http://{here}\nA day takes four minutes; Ctrl-C ends it.")
         head = f"\n{_HEAD}\n"
         until = started + (math.inf if seconds is None else seconds)
         while (left := until - time.monotonic()) > 0 and not stop.wait(min(1.0, left)):
@@ -114,8 +115,8 @@ def _shown(hour: float, emoncms: StandInEmonCMS) -> str:
     ]
     shown += [inputs["prod_ph-a_wNow"], inputs["cons_ph-a_wNow"]]
     clock = f"{int(hour):02}:{int(hour % 1 * 60):02}"
-    columns = "".join(f"{watts:{width}.0f} W" for watts, width in zip(shown, (11, 10, 11, 15, 15), strict=True))
-    return f"{clock:>12}{columns}{emoncms.account.applied:18}"
+    columns = "".join(f"{watts:{width}.0f} W" for watts, width in zip(shown, (10, 9, 8, 14, 14), strict=True))
+    return f"{clock:>7}{columns}{emoncms.account.applied:8}"
 
 
 def _start(name: str, env_file: Path) -> "subprocess.Popen[bytes]":

@@ -60,6 +60,7 @@ def test_ends_after_its_seconds(demo: Demo) -> None:
     assert process.returncode == 0, output
     lines = re.findall(r"^ +\d\d:\d\d +.*W", output, re.MULTILINE)
     assert len(set(lines)) >= 2, output
+    assert all(len(line) <= 80 for line in lines)
     assert re.search(r"EmonCMS has received [1-9]\d* rows", output)
     assert "ERROR" not in output
     assert "WARNING" not in output
@@ -103,7 +104,7 @@ def test_a_port_that_is_taken(demo: Demo, capsys: pytest.CaptureFixture[str]) ->
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        shown = re.findall(r"The live page: http://127.0.0.1:(\d+)/ ", capsys.readouterr().out)
+        shown = re.findall(r"The live page: http://127.0.0.1:(\d+)/\n", capsys.readouterr().out)
         assert shown not in ([], ["0"], [str(port)])
 
 
