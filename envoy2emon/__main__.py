@@ -92,8 +92,9 @@ def _stream(settings: Config) -> int:
     from envoy2emon.envoy import Envoy
     from envoy2emon.inputs import Selection
     from envoy2emon.outage import REFUSED_WAIT_S, default_jitter
+    from envoy2emon.reader import Reader
     from envoy2emon.service import Service, boot_id
-    from envoy2emon.stream import Reader, Stream
+    from envoy2emon.stream import Stream
 
     service = Service()
     tokens = _tokens(settings)

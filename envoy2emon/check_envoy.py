@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
+from envoy2emon.answer import ANSWER_TIMEOUT_S, StreamLost
 from envoy2emon.check_readings import first_event, inverters, transformers, watts
 from envoy2emon.check_verdict import Verdict, fail, ok, warn
-from envoy2emon.connection import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Refused, StreamLost
+from envoy2emon.connection import CONNECT_TIMEOUT_S, Refused
 from envoy2emon.envoy import Envoy, NotAllowed
 from envoy2emon.gateway import Gateway
 from envoy2emon.outage import duration

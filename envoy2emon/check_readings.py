@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 
+from envoy2emon.answer import StreamLost
 from envoy2emon.check_verdict import Verdict, fail, ok, warn
-from envoy2emon.connection import Refused, StreamLost
+from envoy2emon.connection import Refused
 from envoy2emon.envoy import Envoy
 from envoy2emon.inputs import SECTION_NAMES
 from envoy2emon.inverters import DEAD_AFTER_S

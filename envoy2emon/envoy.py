@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from envoy2emon import gateway
-from envoy2emon.connection import ANSWER_TIMEOUT_S, Answer, Connection, Refused, StreamLost
+from envoy2emon.answer import ANSWER_TIMEOUT_S, Answer, StreamLost
+from envoy2emon.connection import Connection, Refused
 from envoy2emon.enphase import NoToken
 from envoy2emon.gateway import Gateway
 from envoy2emon.settings import Config
@@ -96,7 +97,7 @@ class Envoy:
         if denied:
             words = f"firmware {known.firmware} does not open {path} to this token ({status})"
             raise NotAllowed(words) if known.needs_token else self._refused(known)
-        location = answer.headers.get("Location")
+        location = answer.headers.get("Location", "")[:200]
         raise StreamLost(f"{known.url}{path} answers {status}" + (f", a redirect to {location}" if location else ""))
 
     def _mend(self, before: Gateway) -> Gateway:

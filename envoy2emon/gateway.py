@@ -1,7 +1,7 @@
 """Which gateway is there: what /info says to anyone, and whether it says so by https or http.
 
-The law of this file: nothing secret is sent, and no redirect is followed: D7 to D8.2 redirect http to https, some of
-them to https://localhost (pyenphase).
+The law of this file: nothing secret is sent, no token will go out by plain http, and no redirect is followed: D7 to
+D8.2 redirect http to https, some of them to https://localhost (pyenphase).
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
-from envoy2emon.connection import ANSWER_TIMEOUT_S, Connection, StreamLost
+from envoy2emon.answer import ANSWER_TIMEOUT_S, StreamLost
+from envoy2emon.connection import Connection
+
+_LONGEST = 40  # a serial number has twelve digits, D7.6.175 eight letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,9 @@ def _read(url: str, text: str, serial: str | None) -> Gateway:
     serial = serial or (info.findtext("device/sn") or "").strip()
     if not serial:
         raise StreamLost(f"{url}/info tells no serial number: is ENVOY_HOST right? ENVOY_SERIAL can give it")
-    firmware = (info.findtext("device/software") or "?").strip()
+    firmware = " ".join((info.findtext("device/software") or "?").split())[:_LONGEST]
     # <web-tokens> is true from firmware 7 on and absent below, in 38 of pyenphase's 38 recordings.
-    return Gateway(url, serial, firmware, (info.findtext("web-tokens") or "").strip() == "true")
+    needs_token = (info.findtext("web-tokens") or "").strip() == "true"
+    if needs_token and not url.startswith("https"):
+        raise StreamLost(f"{url}, firmware {firmware}, wants a token, which goes out by https only")
+    return Gateway(url, serial[:_LONGEST], firmware, needs_token)

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from envoy2emon.answer import StreamLost
 from envoy2emon.backlog import Backlog
-from envoy2emon.connection import Refused, StreamLost
+from envoy2emon.connection import Refused
 from envoy2emon.delivery import Delivery
 from envoy2emon.envoy import Envoy
 from envoy2emon.inputs import inverter_row
@@ -67,7 +68,8 @@ class Poller:
             took = self._clock() - started
             fine = good and took <= self._interval / 2
             period = self._interval if fine else min(max(MOST_WAIT_S, self._interval), period * 2)
-            self._wait(max(period - took, least))
+            # A gateway that is slow is left in peace for as long as it took.
+            self._wait(max(period - took, 0.0 if fine else min(took, MOST_WAIT_S), least))
 
     def _say_skipped(self, skipped: list[str]) -> None:
         if news := sorted(set(skipped) - self._skipped):
@@ -109,11 +111,11 @@ class Inverters:
     def status(self, poller: Poller, delivery: Delivery) -> str:
         """Say how it stands, in words for STATUS=."""
         text = "no report yet"
-        if self._reports:
-            newest = max(report.reported_at for report in self._reports)
+        if reports := self._reports:  # the poller may replace them meanwhile
+            newest = max(report.reported_at for report in reports)
             age = max(0.0, self._wall() - newest)  # the Envoy's clock may be ahead
-            watts = sum(report.watts for report in self._reports)
-            text = f"{len(self._reports)} inverters, {watts:.0f} W; newest report {duration(age)} ago"
+            watts = sum(report.watts for report in reports)
+            text = f"{len(reports)} inverters, {watts:.0f} W; newest report {duration(age)} ago"
         text += f"; {delivery.status()}"
         if poller.outage.reason:
             text += f"; Envoy for {duration(poller.outage.seconds)}: {poller.outage.reason}"

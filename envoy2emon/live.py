@@ -56,7 +56,7 @@ class Live:
     """The page on `/` and server-sent events on `/events`, served from a thread of its own.
 
     listen: HOST:PORT, also [ADDRESS]:PORT; port 0 takes a free one, which `port` then tells. clock: monotonic seconds,
-    the one that dates the readings. start, show and close belong to one thread and never wait for a viewer.
+    the one that dates the readings. show is for any thread and never waits for a viewer.
     """
 
     def __init__(self, listen: str, clock: Callable[[], float] = time.monotonic) -> None:

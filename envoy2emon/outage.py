@@ -13,6 +13,7 @@ _log = logging.getLogger(__name__)
 REFUSED_WAIT_S = 300.0
 # A connection that held this long was a good one: the next loss begins anew. Below it, gateways flap (D8.3, VINC 261).
 STEADY_S = 60.0
+_LONGEST_REASON = 500
 
 
 class Outage:
@@ -30,6 +31,7 @@ class Outage:
         self._wait = 1.0
         self._since = 0.0
         self._ended = float("-inf")
+        self._told = 0  # the level at which the journal heard of this outage
         self._last: tuple[str, int] = ("", 0)
 
     @property
@@ -43,15 +45,16 @@ class Outage:
         refused: the neighbour is there but does not want us, which the owner has to mend: an ERROR, and few attempts.
         """
         now = self._clock()
+        reason = " ".join(reason.split())[:_LONGEST_REASON]  # what a neighbour sent may be in it
         level = logging.ERROR if refused else logging.WARNING
+        if not self.reason:
+            self._since, self._told = now, 0
         flapping = (reason, level) == self._last and now - self._ended < STEADY_S
-        if (not self.reason or level != self._last[1]) and not flapping:
+        if level != self._told and not flapping:
             _log.log(level, "%s: %s", self._neighbour, reason)
-            self._last = (reason, level)
+            self._told, self._last = level, (reason, level)
         else:
             _log.debug("%s: %s", self._neighbour, reason)
-        if not self.reason:
-            self._since = now
         self.reason = reason
         if refused:
             return REFUSED_WAIT_S
@@ -61,7 +64,7 @@ class Outage:
     def ends(self, news: str = "") -> None:
         """Note that the neighbour answers; `news` says what becomes of what had to wait."""
         if self.reason:
-            level = logging.INFO if self._clock() - self._ended >= STEADY_S else logging.DEBUG
+            level = logging.INFO if self._told else logging.DEBUG
             _log.log(level, "%s: back after %s%s", self._neighbour, duration(self.seconds), news)
             self.reason = ""
             self._ended = self._clock()

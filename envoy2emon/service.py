@@ -16,9 +16,10 @@ from pathlib import Path
 
 # Two looks at the backlog and two STATUS= lines are this far apart, two watchdog pings at most.
 TICK_S = 5.0
-# No step of a worker takes longer than a name look-up (30 s), a connection (10 s) and an answer (60 s) together, but
-# for silence that the owner allows.
+# A turn may be several questions, each of a name look-up (30 s), a connection (10 s) and an answer (60 s) at most, but
+# for silence that the owner allows; what takes this long hangs.
 TURN_WITHIN_S = 300.0
+_LONGEST_STATUS = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +51,11 @@ class Service:
         self._clock = clock
         self._turned: dict[str, tuple[float, float]] = {}
         self._died = False
+        self._stuck: list[str] = []
         address = os.environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._inbox.put(None))  # SimpleQueue.put is reentrant
         self._tick = min(TICK_S, int(os.environ.get("WATCHDOG_USEC", "0") or "0") / 3e6 or TICK_S)
 
     def start(self, name: str, loop: Callable[[Callable[[], None]], None], *, patience: float = 0.0) -> None:
@@ -83,8 +87,6 @@ class Service:
 
         look: called once a tick, when it is woken, and after the seconds that it asked for last.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._inbox.put(None))  # SimpleQueue.put is reentrant
         self._notify("READY=1")
         due = next_tick = self._clock()
         while True:
@@ -108,14 +110,16 @@ class Service:
     def _report(self, status: str) -> None:
         now = self._clock()
         stuck = [name for name, (at, patience) in self._turned.items() if now - at > TURN_WITHIN_S + patience]
-        if stuck:
+        if stuck and stuck != self._stuck:
             _log.error("the %s thread is stuck: systemd will restart the daemon", " and ".join(stuck))
-        self._notify(f"STATUS={status}" + ("" if stuck else "\nWATCHDOG=1"))
+        self._stuck = stuck
+        # In one line: a neighbour's words may be in it, and a line of its own would be an order to systemd.
+        self._notify(f"STATUS={' '.join(status.split())[:_LONGEST_STATUS]}" + ("" if stuck else "\nWATCHDOG=1"))
 
     def _notify(self, text: str) -> None:
         if self._address:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-                notify.settimeout(0)
+                notify.settimeout(0.5)  # at boot systemd may be behind with its mail, and READY=1 is said but once
                 try:
                     notify.sendto(text.encode(), self._address)
                 except OSError as error:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,19 +38,18 @@ class TokenFile:
     @contextmanager
     def held(self) -> Iterator[Kept]:
         """Keep the other daemon waiting, and give what is kept."""
-        try:
-            self._number = self._open()
-        except OSError as error:
-            _log.debug("the token is kept in memory only: %s", error)
-            yield self._kept
-            return
-        try:
-            fcntl.flock(self._number, fcntl.LOCK_EX)
-            self._kept = _parse(os.pread(self._number, _MAX_BYTES, 0)) or self._kept
-            yield self._kept
-        finally:
-            os.close(self._number)  # and with it the lock
-            self._number = None
+        with ExitStack() as stack:
+            try:
+                number = self._open(stack)
+                fcntl.flock(number, fcntl.LOCK_EX)
+                self._kept = _parse(os.pread(number, _MAX_BYTES, 0)) or self._kept
+                self._number = number
+            except OSError as error:
+                _log.debug("the token is kept in memory only: %s", error)
+            try:
+                yield self._kept
+            finally:
+                self._number = None
 
     def keep(self, kept: Kept) -> None:
         """Replace what is kept, while it is held."""
@@ -62,11 +61,12 @@ class TokenFile:
             except OSError as error:
                 _log.debug("the token is kept in memory only: %s", error)
 
-    def _open(self) -> int:
+    def _open(self, stack: ExitStack) -> int:
         if self._state is None:
             raise FileNotFoundError("no state directory")
         self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
         number = os.open(self._state / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, number)  # and with it the lock goes
         if os.geteuid() == 0:  # `sudo envoy2emon check`: the file belongs to the daemons all the same
             owner = self._state.stat()
             os.fchown(number, owner.st_uid, owner.st_gid)

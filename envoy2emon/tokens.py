@@ -81,6 +81,7 @@ class Tokens:
         elif self._config.enphase_email:
             self.current = self._kept_or_fetched(serial)
         else:
+            self._refused.clear()  # a gateway that was just starting may take it the next time
             raise NoToken(
                 f"{pasted}: put ENPHASE_EMAIL and ENPHASE_PASSWORD into .env, or an ENVOY_TOKEN from "
                 "https://entrez.enphaseenergy.com"

@@ -124,7 +124,7 @@ case ${1-} in
     --uninstall)
         check_machine
         uninstall
-        echo "Removed. Kept: the settings in $settings and what waits for EmonCMS in /var/lib/envoy2emon; --purge removes these"
+        echo "Removed. Kept: the settings in $settings, what waits for EmonCMS and the token in /var/lib/envoy2emon; --purge removes these"
         ;;
     --purge)
         check_machine

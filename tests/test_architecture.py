@@ -10,7 +10,7 @@ import pytest
 from tests.daemons import PROJECT
 
 PURE = ("sse", "readings", "inputs", "bursts", "dates")
-ENVOY_SIDE = {"connection", "digest", "gateway", "envoy", "enphase", "tokens", "token_file"}
+ENVOY_SIDE = {"answer", "connection", "digest", "gateway", "envoy", "enphase", "tokens", "token_file"}
 EMONCMS_SIDE = {"emoncms", "delivery", "backlog", "spool", "dates"}
 
 TREES = {path.stem: ast.parse(path.read_text("utf-8")) for path in (PROJECT / "envoy2emon").glob("*.py")}

@@ -210,7 +210,7 @@ DAY = """
 import random, sys
 from decimal import Decimal
 from pathlib import Path
-import envoy2emon.stream, envoy2emon.emoncms, envoy2emon.live  # all that the daemon imports
+import envoy2emon.reader, envoy2emon.stream, envoy2emon.emoncms, envoy2emon.live  # all that the daemon imports
 from envoy2emon.backlog import Backlog
 from envoy2emon.inputs import Row
 from envoy2emon.spool import Spool

@@ -26,7 +26,6 @@ from tests.emoncms import bulk
 from tests.enlighten import LOGIN_PATH, Enlighten
 from tests.faultproxy import FaultProxy
 
-pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 Check = Callable[..., "Answers"]
 YEAR = 365 * 86_400
 ORDER = "settings name ports firmware login reading meters inverters EmonCMS key inputs clocks backlog units"

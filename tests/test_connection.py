@@ -7,8 +7,10 @@ from threading import Thread
 
 import pytest
 
+from envoy2emon import answer as answer_module
 from envoy2emon import connection
-from envoy2emon.connection import Connection, StreamLost
+from envoy2emon.answer import StreamLost
+from envoy2emon.connection import Connection
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n"
@@ -143,12 +145,12 @@ def test_a_kept_connection_that_is_silent_is_not_asked_twice(scripted: Scripted)
 
 def test_an_answer_is_bounded(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a large body nor one that drips for ever is read to its end."""
-    monkeypatch.setattr(connection, "MAX_ANSWER", 1)
+    monkeypatch.setattr(answer_module, "MAX_ANSWER", 1)
     gateway, way = scripted(GOOD, GOOD), Connection(None)
     with pytest.raises(StreamLost, match="answers without end"):
         text(way, gateway)
-    monkeypatch.setattr(connection, "MAX_ANSWER", 2)
-    times = iter([0.0, connection.ANSWER_TIMEOUT_S + 1])
+    monkeypatch.setattr(answer_module, "MAX_ANSWER", 2)
+    times = iter([0.0, answer_module.ANSWER_TIMEOUT_S + 1])
     with pytest.raises(StreamLost, match="answers without end"), way.get(gateway.url, "/x", 5) as answer:
         answer.text(lambda: next(times))
 
@@ -169,6 +171,36 @@ def test_a_name_that_is_none(host: str) -> None:
     with pytest.raises(StreamLost, match=f"^{host} is a name that cannot be resolved: is ENVOY_HOST right") as raised:
         Connection(None).get(f"http://{host}", "/x", 5)
     assert raised.value.nobody_there
+
+
+@pytest.mark.parametrize(
+    ("errors", "nobody_there", "shut", "words"),
+    [
+        ([ConnectionRefusedError(), OSError(101, "Network is unreachable")], False, True, "refuses the connection"),
+        ([OSError(113, "No route to host")], True, False, "cannot be reached: is the Envoy on"),
+        ([OSError(101, "Network is unreachable"), TimeoutError()], False, False, "cannot be reached: is the Envoy on"),
+    ],
+)
+def test_all_addresses_of_a_name_count(
+    monkeypatch: pytest.MonkeyPatch, errors: list[Exception], words: str, *, nobody_there: bool, shut: bool
+) -> None:
+    """A name may have an address to which there is no way, beside one where the port is shut."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ExceptionGroup("create_connection failed", errors)
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    with pytest.raises(StreamLost, match=words) as raised:
+        Connection(None).get("https://envoy.local", "/info", 5)
+    assert (raised.value.nobody_there, raised.value.shut) == (nobody_there, shut)
+
+
+def test_what_came_unasked_is_no_answer(scripted: Scripted) -> None:
+    """A gateway that says 408 before it closes an idle connection has answered nothing."""
+    unasked = GOOD + b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+    gateway, way = scripted(Last(unasked), GOOD), Connection(None)
+    assert [text(way, gateway) for _ in range(2)] == ["ok"] * 2
+    assert gateway.connections == 2
 
 
 def test_a_session_stays_behind_tls(scripted: Scripted) -> None:

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 
 from envoy2emon import config, gateway
+from envoy2emon.answer import StreamLost
 from envoy2emon.bursts import Arrival
-from envoy2emon.connection import Refused, StreamLost
+from envoy2emon.connection import Refused
 from envoy2emon.envoy import Envoy, NotAllowed
+from envoy2emon.outage import REFUSED_WAIT_S
+from envoy2emon.reader import STREAM_AGAIN_S, Reader
 from envoy2emon.simulator import Answer, SimulatedEnvoy, make_token
 from envoy2emon.simulator_gate import INVERTERS, STREAM
 from envoy2emon.simulator_site import THREE_PHASE_EVENT, reports
 from envoy2emon.standin import StandInEmonCMS
-from envoy2emon.stream import STREAM_AGAIN_S, Reader
 from envoy2emon.tokens import LOGIN_EVERY_S, Tokens
 from tests import fixtures
 from tests.certificates import Certificate, self_signed
@@ -29,7 +31,6 @@ from tests.enlighten import Enlighten
 from tests.faultproxy import FaultProxy
 from tests.test_stream import inputs_of, texts, wait_for_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 REPORTS, CHECK = "/ivp/meters/reports/", "/auth/check_jwt"
 
 
@@ -215,6 +216,29 @@ def test_fixed_rate() -> None:
     assert len(arrivals) == len({int(arrival.at / 2) for arrival in arrivals}) == envoy.created
 
 
+class Booting(ReportsEnvoy):
+    """Refuses the reports too at first, and opens the stream by the second attempt."""
+
+    def stream(self, silence: float) -> None:
+        """Refuse, once."""
+        if self.asked:
+            raise _End
+        super().stream(silence)
+
+    def reports(self) -> str:
+        """Refuse."""
+        self.asked.append(("reports", self.now))
+        raise NotAllowed("not for owners either")
+
+
+def test_stream_is_asked_again_where_reports_are_refused() -> None:
+    """A gateway that opens neither is asked for both in five minutes, not for reports alone for a day."""
+    envoy = Booting()
+    follow(envoy)
+    assert envoy.asked == [("stream", 0.0), ("reports", 0.0)]
+    assert envoy.now == REFUSED_WAIT_S
+
+
 def test_stream_is_asked_again_once_a_day() -> None:
     """While reports are read the stream is asked again once a day, and reports go on when it is still refused."""
     envoy = ReportsEnvoy(*[5000.0] * 20)
@@ -389,6 +413,30 @@ def test_renewed_while_polling(envoy: SimulatedEnvoy, enlighten: Enlighten) -> N
     for _ in range(3):
         polling.inverters()
     assert (len(enlighten.tokens), asked(envoy).count((CHECK, 200))) == (2, 2)
+
+
+def test_no_token_over_plain_http(envoy: SimulatedEnvoy) -> None:
+    """Who answers plainly and wants a token does not get it, whatever became of https."""
+    envoy.info = (
+        f"<envoy_info><device><sn>{envoy.serial}</sn><software>{envoy.firmware}</software></device>"
+        "<web-tokens>true</web-tokens></envoy_info>"
+    )
+    with pytest.raises(StreamLost, match="wants a token, which goes out by https only"):
+        client(envoy, ENVOY_TOKEN=token_for(envoy)).reports()
+    assert {request.path for request in envoy.requests} == {"/info"}
+
+
+def test_pasted_token_is_tried_again(envoy: SimulatedEnvoy, certificate: Certificate) -> None:
+    """A gateway that refused a good token while it was starting gets it again by the next attempt."""
+    envoy.firmware, envoy.tls = "D7.6.175", certificate.context
+    token = token_for(envoy)
+    one = client(envoy, ENVOY_TOKEN=token)
+    envoy.tokens.refused.add(token)
+    for _ in range(2):
+        with pytest.raises(Refused, match="the gateway refuses ENVOY_TOKEN"):
+            one.reports()
+    envoy.tokens.refused.clear()
+    assert "lines" in one.reports()
 
 
 @pytest.mark.parametrize(

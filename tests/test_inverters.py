@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from envoy2emon.connection import Refused, StreamLost
+from envoy2emon.answer import StreamLost
+from envoy2emon.connection import Refused
 from envoy2emon.inverters import Poller
 from envoy2emon.simulator import SimulatedEnvoy
 from envoy2emon.simulator_gate import INVERTERS
@@ -183,6 +184,11 @@ def test_slow_gateway_is_polled_less() -> None:
     """An answer that takes more than half the interval doubles the time to the next poll, a quick one ends that."""
     script = [(3.0, GOOD), (11.0, GOOD), (21.0, GOOD), (1.0, GOOD), (0.0, GOOD)]
     assert ScriptedEnvoy(*script).poll(20) == [20, 40, 80, 20]
+
+
+def test_slow_gateway_rests_as_long_as_it_took() -> None:
+    """However short the interval, a gateway that is slow is left in peace for as long as it took."""
+    assert ScriptedEnvoy((15.0, GOOD), (15.0, GOOD), (0.0, GOOD), (0.0, GOOD)).poll(1) == [30, 30, 1]
 
 
 @pytest.mark.parametrize("failure", [StreamLost("away"), "[]"])

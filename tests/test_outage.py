@@ -85,6 +85,42 @@ def test_flapping_is_said_once(clock: Time, caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.messages) == 3
 
 
+def test_what_begins_like_flapping_and_stays_is_said(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """An outage that was taken for flapping is told as soon as it lasts, and so is its end."""
+    one = outage(clock)
+    one.fails("closed the connection")
+    clock.now += 41
+    one.ends()
+    clock.now += STEADY_S / 2
+    for _ in range(100):
+        one.fails("closed the connection")
+        clock.now += 30
+    one.ends()
+    lost = "EmonCMS: closed the connection"
+    assert caplog.messages == [lost, "EmonCMS: back after 41 s", lost, "EmonCMS: back after 50 min"]
+
+
+def test_who_was_told_of_a_loss_is_told_of_its_end(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """Two outages of different kinds within a minute are four lines."""
+    one = outage(clock)
+    for reason in ("502", "refused"):
+        one.fails(reason)
+        clock.now += 5
+        one.ends()
+        clock.now += 10
+    back = "EmonCMS: back after 5 s"
+    assert caplog.messages == ["EmonCMS: 502", back, "EmonCMS: refused", back]
+    assert {record.levelname for record in caplog.records if record.getMessage() == back} == {"INFO"}
+
+
+def test_a_neighbours_words_stay_in_one_line(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """A page in an answer neither breaks a line of the log nor floods it."""
+    one = outage(clock)
+    one.fails("answers 500\n<html>\n" + "x" * 9999)
+    assert caplog.messages[0].startswith("EmonCMS: answers 500 <html> xxx")
+    assert max(len(caplog.messages[0]), len(one.reason)) < 600
+
+
 def test_ending_without_an_outage_says_nothing(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
     """Success is no news."""
     outage(clock).ends("; 1 row")

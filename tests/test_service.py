@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from envoy2emon.service import state_directory
-from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.simulator import Answer, SimulatedEnvoy
 from envoy2emon.simulator_site import THREE_PHASE_EVENT
 from envoy2emon.standin import Fault, StandInEmonCMS
 from tests.certificates import Certificate
@@ -145,7 +145,7 @@ def test_sigterm_while_enphase_hangs(
 @pytest.mark.parametrize(
     ("command", "thread", "module", "attribute"),
     [
-        ("stream", "reader", "envoy2emon.stream", "Reader._follow_stream"),
+        ("stream", "reader", "envoy2emon.reader", "Reader._follow_stream"),
         ("stream", "delivery", "envoy2emon.delivery", "Delivery.step"),
         ("inverters", "poller", "envoy2emon.inverters", "parse_inverters"),
         ("inverters", "delivery", "envoy2emon.delivery", "Delivery.step"),
@@ -239,3 +239,17 @@ def test_state_directory() -> None:
     assert state_directory(home | {"XDG_STATE_HOME": "/srv/state"}) == Path("/srv/state/envoy2emon")
     assert state_directory(home | {"XDG_STATE_HOME": "relative"}) == Path("/home/pi/.local/state/envoy2emon")
     assert state_directory({}) is None
+
+
+def test_a_neighbours_words_are_no_orders_to_systemd(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
+    """Whatever a gateway calls its firmware, STATUS= is one line of bounded length, and WATCHDOG=1 goes with it."""
+    software = "D5\nWATCHDOG=trigger\n" + "x" * 300_000
+    device = f"<device><sn>{envoy.serial}</sn><software>{software}</software></device>"
+    envoy.answers["/info"] = Answer(200, f"<envoy_info>{device}</envoy_info>")
+    process = daemon("stream", ENVOY_PASSWORD="wrong-password", environment=QUICK)
+    process.wait_for_notify("^STATUS=.*refuses user installer")
+    process.wait_for_notify("^WATCHDOG=1$")
+    assert {line.partition("=")[0] for line in process.notifications} == {"READY", "STATUS", "WATCHDOG"}
+    assert set(process.notifications) >= {"WATCHDOG=1"}
+    assert "WATCHDOG=trigger" not in process.notifications
+    assert max(map(len, process.notifications + process.lines)) < 2000

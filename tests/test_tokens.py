@@ -1,5 +1,7 @@
 """Tokens: which one does, where it comes from, when it is renewed, and what the owner reads when there is none."""
 
+import errno
+import fcntl
 import json
 import stat
 import threading
@@ -13,6 +15,7 @@ from envoy2emon import config
 from envoy2emon.enphase import NoToken
 from envoy2emon.settings import Config
 from envoy2emon.simulator import make_token
+from envoy2emon.token_file import Kept, TokenFile
 from envoy2emon.tokens import LOGIN_EVERY_S, Token, Tokens
 from tests.enlighten import LOGIN_PATH, TOKEN_PATH, Enlighten
 
@@ -245,6 +248,22 @@ def test_spoiled_file(enlighten: Enlighten, tmp_path: Path, content: str) -> Non
     (tmp_path / "token.json").write_text(content)
     assert Tokens(settings(enlighten), tmp_path).token(SERIAL).text == enlighten.tokens[0]
     assert json.loads((tmp_path / "token.json").read_text())["token"] == enlighten.tokens[0]
+
+
+def test_a_file_that_fails_later_costs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that the disk does not have (NFS) is as good as no file, however often it is tried."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    file, before = TokenFile(tmp_path), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(9):
+        with file.held():
+            file.keep(Kept("a.b.c"))
+    with file.held() as kept:
+        assert kept == Kept("a.b.c")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_no_state(enlighten: Enlighten, tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""What the gateway answers: status and headers at once, the body as it comes.
+
+The law of this file: a body is bounded in time and size, and whatever goes wrong is StreamLost, in words.
+"""
+
+import http.client
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self
+
+ANSWER_TIMEOUT_S = 20.0
+# 51 inverters are 8 kB.
+MAX_ANSWER = 1024 * 1024
+_CHUNK = 65536
+
+
+class StreamLost(Exception):
+    """The gateway is away, slow or broke off: try again soon.
+
+    nobody_there: there is no such name, or no way to it; shut: this port refuses connections.
+    """
+
+    def __init__(self, reason: str, *, nobody_there: bool = False, shut: bool = False) -> None:
+        super().__init__(reason)
+        self.nobody_there = nobody_there
+        self.shut = shut
+
+
+class Answer:
+    """What the gateway answered: `status`, `headers`, and the body as it comes.
+
+    At the end of its `with` an answer that was not read to its end takes the connection with it.
+    """
+
+    def __init__(self, response: http.client.HTTPResponse, url: str, close: Callable[[], None]) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self._response = response
+        self._url = url
+        self._close = close
+        self._complete = response.length == 0
+
+    def __enter__(self) -> Self:
+        """Give it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of it."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the connection to the next question, or close it if it is of no use to that."""
+        self._response.close()
+        if self._response.will_close or not self._complete:
+            self._close()
+
+    def chunk(self) -> bytes:
+        """Return the next bytes as soon as there are any, b"" at the end: read1 is prompt for every framing."""
+        with in_words(self._url):
+            data = self._response.read1(_CHUNK)
+            if not data and self._response.length:
+                raise http.client.IncompleteRead(b"", self._response.length)
+            self._complete = not data
+            return data
+
+    def text(self, clock: Callable[[], float] = time.monotonic) -> str:
+        """Return the body, bounded, read in bounded time, whatever its Content-Type."""
+        body, deadline = b"", clock() + ANSWER_TIMEOUT_S
+        while chunk := self.chunk():
+            body += chunk
+            if len(body) > MAX_ANSWER or clock() > deadline:
+                raise StreamLost(f"{self._url} answers without end")
+        return body.decode(errors="replace")
+
+
+@contextmanager
+def in_words(url: str) -> Iterator[None]:
+    """Raise StreamLost, in words, for every way in which a connection fails."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise StreamLost(f"{url} {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Tell what happened to a connection that had come about."""
+    if isinstance(error, TimeoutError):
+        return "does not answer in time"
+    if isinstance(error, ConnectionError | ssl.SSLError | http.client.IncompleteRead):
+        return "closed the connection"
+    if isinstance(error, OSError):
+        return f"cannot be reached any more ({error.strerror})"
+    return f"cannot be read: {error!r}"[:200]

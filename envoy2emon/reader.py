@@ -1,0 +1,134 @@
+"""Follows the gateway: its meter stream, or where owners are kept from it its meter reports.
+
+The law of this file: what arrives is passed on at once, and a gateway that fails is asked again by the rules of Outage.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from envoy2emon.answer import StreamLost
+from envoy2emon.bursts import Arrival
+from envoy2emon.connection import Refused
+from envoy2emon.envoy import Envoy, NotAllowed
+from envoy2emon.outage import STEADY_S, Outage
+from envoy2emon.readings import BadReading, parse_event, parse_reports
+from envoy2emon.sse import Decoder, LineTooLong
+
+MOST_WAIT_S = 30.0
+REPORTS_EVERY_S = 1.0
+# Owners may read the stream on D7.0 and D8.3.6086, not on D7.6.175: an update may give it back.
+STREAM_AGAIN_S = 86400.0
+
+_NOTHING = threading.Event()  # what a worker waits for that only waits
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Reader:
+    """The reader thread: follows the gateway for ever and passes Arrivals on."""
+
+    def __init__(
+        self,
+        envoy: Envoy,
+        take: Callable[[Arrival], None],
+        source: str,
+        silence: float,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+        wait: Callable[[float], object] = _NOTHING.wait,
+    ) -> None:
+        self.outage = Outage("Envoy", MOST_WAIT_S, clock, jitter)
+        self.bad = 0
+        self._envoy = envoy
+        self._take = take
+        self._source = source
+        self._silence = silence
+        self._clock = clock
+        self._wait = wait
+        self._reports_until = float("inf") if source == "reports" else float("-inf")
+        self._used = 0  # createdAt of the reports that were taken last
+
+    def run(self, turned: Callable[[], None]) -> None:
+        """Follow the stream or the reports, whichever this gateway allows."""
+        while True:
+            turned()
+            reports = self._clock() < self._reports_until
+            try:
+                if reports:
+                    self._follow_reports(turned)
+                else:
+                    self._follow_stream(turned)
+                continue
+            except NotAllowed as trouble:
+                if self._source == "auto" and not reports:
+                    level = logging.DEBUG if self.outage.reason else logging.INFO
+                    _log.log(level, "Envoy: %s; its meter reports are read in place of the stream", trouble)
+                    self._reports_until = self._clock() + STREAM_AGAIN_S
+                    continue
+                hint = "; STREAM_SOURCE=auto takes the meter reports in its place" if self._source == "stream" else ""
+                wait = self._refused(f"{trouble}{hint}")
+            except Refused as trouble:
+                wait = self._refused(str(trouble))
+            except StreamLost as trouble:
+                wait = self.outage.fails(str(trouble))
+            self._wait(wait)
+
+    def _refused(self, reason: str) -> float:
+        if self._source == "auto":
+            self._reports_until = float("-inf")  # with another firmware the stream may be open
+        return self.outage.fails(reason, refused=True)
+
+    def _follow_stream(self, turned: Callable[[], None]) -> None:
+        decoder = Decoder()
+        with self._envoy.stream(self._silence) as read:
+            opened = last = self._clock()
+            self._take(Arrival(opened))
+            while data := read():
+                turned()
+                now = self._clock()
+                try:
+                    events = decoder.feed(data)
+                except LineTooLong as trouble:
+                    raise StreamLost(f"the stream sends {trouble}") from None
+                if readings := [reading for text in events if (reading := self._parsed(parse_event, text, now))]:
+                    self._take(Arrival(now, tuple(readings)))
+                    self._arrived(now - opened)
+                    last = now
+                elif now - last > self._silence:
+                    raise StreamLost(f"the stream sends no event for {self._silence:.0f} s")
+        raise StreamLost("the stream has ended")
+
+    def _follow_reports(self, turned: Callable[[], None]) -> None:
+        opened = last = due = self._clock()
+        while self._clock() < self._reports_until:
+            turned()
+            started = self._clock()
+            answer = self._parsed(parse_reports, self._envoy.reports(), started)
+            now = self._clock()
+            if answer and answer[0] != self._used:
+                self._used = answer[0]
+                self._take(Arrival(now, (answer[1],)))
+                self._arrived(now - opened)
+                last = now
+            elif now - last > self._silence:
+                raise StreamLost(f"the meter reports stand still for {self._silence:.0f} s")
+            # A fixed rate; a gateway that is slow is left in peace for as long as it took.
+            due = max(due + REPORTS_EVERY_S, now + (now - started))
+            self._wait(due - now)
+
+    def _parsed(self, parse: Callable[[str, float], T], text: str, at: float) -> T | None:
+        try:
+            return parse(text, at)
+        except BadReading as trouble:
+            self.bad += 1
+            _log.log(
+                logging.WARNING if self.bad == 1 else logging.DEBUG, "Envoy: skips what is no reading: %s", trouble
+            )
+            return None
+
+    def _arrived(self, held: float) -> None:
+        self.outage.ends()
+        if held >= STEADY_S:
+            self.outage.steady()
