@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from envoy2emon.tokens import Tokens
 
 EX_CONFIG = 78  # sysexits.h; the units do not restart on it
-# A post that is under way at SIGTERM may end in peace for so long; the whole stop stays below 2 s.
+# A post that is under way at SIGTERM may end in peace for so long, before all that waits is saved; then the stop
+# stays below 2 s.
 LAST_POST_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -114,8 +115,10 @@ def _stream(settings: Config) -> int:
     service.start("reader", reader.run, patience=silence + REFUSED_WAIT_S)
     service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
     status = service.run(stream.look, lambda: stream.status(reader, delivery) + _expiry(tokens))
+    delivery.idle.wait(LAST_POST_S)
     stream.close()
-    return _stop(backlog, delivery, status)
+    backlog.close()
+    return status
 
 
 def _inverters(settings: Config) -> int:
@@ -136,7 +139,9 @@ def _inverters(settings: Config) -> int:
     service.start("poller", poller.run, patience=interval + REFUSED_WAIT_S)
     service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
     status = service.run(inverters.look, lambda: inverters.status(poller, delivery) + _expiry(tokens))
-    return _stop(backlog, delivery, status)
+    delivery.idle.wait(LAST_POST_S)
+    backlog.close()
+    return status
 
 
 def _say_start(what: str, settings: Config, node: str) -> None:
@@ -187,13 +192,6 @@ def _live(settings: Config) -> Callable[[MeterReading], None] | None:
     live = Live(settings.live_listen)
     live.start()
     return live.show
-
-
-def _stop(backlog: Backlog, delivery: Delivery, status: int) -> int:
-    """Save what waits, a post under way included, and return the exit status."""
-    delivery.idle.wait(LAST_POST_S)
-    backlog.close()
-    return status
 
 
 if __name__ == "__main__":

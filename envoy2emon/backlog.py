@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from envoy2emon.dates import Flight, Progress
+from envoy2emon.group import Group
 from envoy2emon.inputs import Row
-from envoy2emon.spool import Group, Spool
+from envoy2emon.spool import Spool
 
 # A kill or a power cut may cost 60 s of readings: half of it, and 5 s between two looks, leave room for a slow disk.
 SAVE_AFTER_S = 30.0
@@ -52,7 +53,7 @@ class Backlog:
 
     def __len__(self) -> int:
         """Count the rows that wait."""
-        return self._end - self._delivered
+        return max(0, self._end - self._delivered)  # read without the lock too, by status()
 
     @property
     def _end(self) -> int:
@@ -103,8 +104,10 @@ class Backlog:
             if self._closed:
                 return False
             self._flight = flight
-            if self._spool.holds_rows:
-                self._write()
+            if self._spool.holds_rows and not self._write():
+                # After a kill a file that cannot be brought up to date would send again what is delivered.
+                self._spool.clear()
+                self._saved = self._delivered
             return True
 
     def close(self) -> None:
@@ -136,13 +139,17 @@ class Backlog:
             if len(self) and (now or self._loose_first > self._saved):
                 self._write()
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
         if self._flight and self._flight.end > self._loose_first:
             self._pack()  # or after a kill nobody knew what was sent
         since = self._saved if self._spool.holds_rows else self._delivered
         new = [group for group in self._groups if group.first + group.count > since]
-        if self._spool.save(new, Progress(self._delivered, self._flight)):
+        saved = self._spool.save(new, Progress(self._delivered, self._flight))
+        if saved:
             self._saved = self._loose_first
+        elif not self._spool.holds_rows:
+            self._saved = self._delivered  # the file was damaged: all of it is written anew by the next look
+        return saved
 
     def _pack(self) -> None:
         if self._loose:

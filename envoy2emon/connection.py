@@ -8,7 +8,6 @@ wrong are seen here at the socket, not read out of another library's texts.
 import hashlib
 import http.client
 import logging
-import select
 import socket
 import ssl
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from envoy2emon import __version__
 from envoy2emon.answer import Answer, StreamLost, in_words, reason_of
+from envoy2emon.keepalive import usable
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -46,7 +46,7 @@ class Connection:
         question = f"GET {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         response = None
         try:
-            if self._kept and self._kept[0] == url and not select.select([self._kept[1]], [], [], 0)[0]:
+            if self._kept and self._kept[0] == url and usable(self._kept[1], silence):
                 # The gateway may close a kept connection; R/D3.18 resets one after its 401 (HA 126162).
                 with in_words(url), suppress(ConnectionError, ssl.SSLError):
                     response = _ask(self._kept[1], question, silence)

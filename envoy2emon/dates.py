@@ -26,11 +26,13 @@ class Flight:
     """A post whose fate is not known: rows up to sequence number `end`, sent at this monotonic time in seconds.
 
     answered: EmonCMS has answered in words, so it is through with them and has left no row half done.
+    bridged: it was sent before a reboot, so `sent_at` is by a wall clock, and as wrong as that was.
     """
 
     end: int
     sent_at: float
     answered: bool = False
+    bridged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,13 @@ class Progress:
 class Arrived:
     """EmonCMS's answer to `input/get?node=`: each input's (epoch seconds, value) of the last row applied.
 
-    date: the answer's Date header, epoch seconds by EmonCMS's clock; answered_at: monotonic seconds.
+    date: the answer's Date header, epoch seconds by EmonCMS's clock, of a moment between asked_at and answered_at in
+    monotonic seconds: Apache tells when the question came, others when they answered.
     """
 
     inputs: Mapping[str, tuple[int, float]]
     date: float
+    asked_at: float
     answered_at: float
 
     def reached(self, rows: Sequence[Row], times: Sequence[int]) -> int:
@@ -76,8 +80,8 @@ class Arrived:
 class Dating(Protocol):
     """One of the two ways in which a daemon's rows are dated."""
 
-    def form(self, rows: Sequence[Row], now: float) -> str:
-        """Return the form that posts the rows at monotonic time `now`."""
+    def form(self, rows: Sequence[Row], flight: Flight, now: float) -> str:
+        """Return the form that posts the rows of a flight at monotonic time `now`, a little after its `sent_at`."""
 
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
         """Return how many of the rows, from the first, need not be sent again: EmonCMS has applied them."""
@@ -89,24 +93,37 @@ class ByAge:
     Age and clock are both cut to whole seconds, which keeps a date within one second of the truth.
     """
 
-    def form(self, rows: Sequence[Row], now: float) -> str:
-        """Return the form with `sentat=0` and times of 0 and below."""
-        return _form("sentat", ((self._time(row, now), row) for row in rows))
+    def form(self, rows: Sequence[Row], flight: Flight, now: float) -> str:
+        """Return the form with ages at `sent_at`, times of 0 and below, and `sentat`, the whole seconds since then.
+
+        Between the two the flight is saved, which a worn SD card may take seconds for.
+        """
+        return _form("sentat", int(now - flight.sent_at), ((self._time(row, flight.sent_at), row) for row in rows))
 
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
         """Find out in which second of EmonCMS's clock it can have applied rows, and how many.
 
         It is a second from which the latest input time follows as that of one of the rows, and not before the rows were
         sent. If two will do, rows are equal in every digit, and Date headers tell no more than whole seconds: then it
-        is the first or the second of them. (If EmonCMS's clock, not ours, was set since, nothing will do.)
+        is the first or the second of them. When exactly the rows were sent by EmonCMS's clock is not known if its
+        answer took long, if clocks drifted apart meanwhile, or across a reboot: then an earlier second counts only if
+        it is the only one, and rows that are equal in every digit go again. (If EmonCMS's clock, not ours, was set
+        since, nothing will do.)
         """
         ages = [self._time(row, flight.sent_at) for row in rows]
         names = {name for row in rows for name in row.inputs}
         latest = max((time for name, (time, _) in arrived.inputs.items() if name in names), default=0)
+        sent = math.floor(arrived.date - (arrived.asked_at - flight.sent_at))
         earliest = math.floor(arrived.date - (arrived.answered_at - flight.sent_at) * (1 + _DRIFT))
-        seconds = sorted({latest - age for age in ages if latest - age >= earliest})
-        counts = [arrived.reached(rows, [second + age for age in ages]) for second in seconds]
-        fitting = [count for count in counts if count]
+        counts = {
+            second: count
+            for second in sorted({latest - age for age in ages})
+            if second >= earliest or flight.bridged
+            if (count := arrived.reached(rows, [second + age for age in ages]))
+        }
+        fitting = [count for second, count in counts.items() if second >= sent and not flight.bridged]
+        if not fitting and len(counts) == 1:
+            fitting = [*counts.values()]
         return _sure(rows, flight, fitting[0], doubtful=len(fitting) > 1) if fitting else 0
 
     @staticmethod
@@ -117,9 +134,9 @@ class ByAge:
 class ByDate:
     """Inverter rows keep the date of their report, epoch seconds by the Envoy's clock."""
 
-    def form(self, rows: Sequence[Row], now: float) -> str:  # noqa: ARG002 - dates do not depend on it
+    def form(self, rows: Sequence[Row], flight: Flight, now: float) -> str:  # noqa: ARG002 - dates depend on neither
         """Return the form with `time=0` and times in epoch seconds."""
-        return _form("time", ((int(row.at), row) for row in rows))
+        return _form("time", 0, ((int(row.at), row) for row in rows))
 
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
         """Compare dates and values; a report that EmonCMS had before need not be sent again either."""
@@ -132,7 +149,7 @@ def _sure(rows: Sequence[Row], flight: Flight, count: int, *, doubtful: bool = F
     return max(0, count - 1) if broke_off or doubtful else count
 
 
-def _form(reference: str, rows: Iterable[tuple[int, Row]]) -> str:
+def _form(reference: str, seconds: int, rows: Iterable[tuple[int, Row]]) -> str:
     texts = [f'[{time},"{row.node}",{row.text()}]' for time, row in rows]
     data = quote(f"[{','.join(texts)}]", safe=_SAFE_IN_FORM)
-    return f"data={data}&{reference}=0"
+    return f"data={data}&{reference}={seconds}"

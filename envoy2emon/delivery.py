@@ -71,7 +71,7 @@ class Delivery:
                 return self.outage.fails(str(trouble))
             self._dropped = True
             return 0.0
-        except Unavailable as trouble:
+        except (Unavailable, Rejected) as trouble:  # Rejected: the question what arrived, not a post
             return self.outage.fails(str(trouble))
         except Unauthorized as trouble:
             return self.outage.fails(str(trouble), refused=True)
@@ -80,11 +80,12 @@ class Delivery:
 
     def _post(self, first: int, rows: list[Row]) -> float:
         self._emoncms.connect()  # before the rows' ages are taken
+        self._seen = None
         flight = Flight(first + len(rows), self._clock())
         if not self._backlog.sent(flight):
             return MOST_WAIT_S
         try:
-            self._emoncms.post(self._dating.form(rows, flight.sent_at))
+            self._emoncms.post(self._dating.form(rows, flight, self._clock()))
         except Rejected as trouble:
             return self._rejected(first, rows, flight, str(trouble))
         except (Unavailable, Unauthorized) as trouble:

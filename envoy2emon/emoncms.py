@@ -7,7 +7,6 @@ refused from an answer that got lost, knows neither proxies nor .netrc, and cost
 
 import http.client
 import json
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from envoy2emon import __version__
 from envoy2emon.dates import Arrived
+from envoy2emon.keepalive import usable
 from envoy2emon.settings import Secret
 
 CONNECT_TIMEOUT_S = 10.0
@@ -67,14 +67,13 @@ class EmonCMS:
         """Make sure of a connection, which takes time if a name has to be resolved. Raises Unavailable."""
         sock = self._connection.sock
         if sock is not None:
-            readable, _, _ = select.select([sock], [], [], 0)
-            if not readable:
+            if usable(sock, ANSWER_TIMEOUT_S):
                 return
             self._connection.close()  # Apache closes after 5 s of silence and after 100 requests
         self._kept = False
         try:
             self._connection.connect()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self._connection.close()
             raise Unavailable(f"{self.url} {_reason(error, CONNECT_TIMEOUT_S)}") from error
         self._connection.sock.settimeout(ANSWER_TIMEOUT_S)
@@ -93,8 +92,11 @@ class EmonCMS:
 
     def inputs(self, node: str) -> Arrived:
         """Ask for the time and value of the node's inputs; none if there is no such node. Raises as post()."""
+        asked_at = self._clock()
         response, text = self._exchange("GET", f"/input/get?node={quote(node)}")
         answer = _json(text)
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise Unavailable(f"{self.url} does not tell which inputs it has: {answer.get('message')}")
         if answer == "Node does not exist":
             answer = {}
         try:
@@ -105,7 +107,7 @@ class EmonCMS:
             date = parsedate_to_datetime(response.headers["Date"]).timestamp()
         except (TypeError, ValueError):
             date = time.time()  # every web server sends a Date
-        return Arrived(inputs, date, self._clock())
+        return Arrived(inputs, date, asked_at, self._clock())
 
     def version(self) -> str:
         """Ask what it is: a text such as 11.16.8, for which EmonCMS wants no key. Raises as post()."""
@@ -127,17 +129,27 @@ class EmonCMS:
             response = http.client.HTTPResponse(self._connection.sock, method=method)
             response.begin()
             begun = True
-            text = response.read(MAX_ANSWER).decode(errors="replace").strip()
+            text = self._body(response).decode(errors="replace").strip()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             if self._kept and not begun and isinstance(error, ConnectionError):  # RemoteDisconnected is one
                 raise Dropped("the connection was closed", unclear=True) from error
             raise Unavailable(f"{self.url} {_reason(error, ANSWER_TIMEOUT_S)}", unclear=True) from error
         self._kept = True
-        if response.will_close or not response.isclosed():
+        complete = response.isclosed() if response.length is None else response.length == 0
+        if response.will_close or not complete:
             self._connection.close()
         self._check(response, text)
         return response, text
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        """Read an answer that is bounded in size and time: a server may drip."""
+        body, deadline = b"", self._clock() + ANSWER_TIMEOUT_S
+        while len(body) < MAX_ANSWER and (data := response.read1(MAX_ANSWER)):
+            body += data
+            if self._clock() > deadline:
+                raise TimeoutError
+        return body
 
     def _check(self, response: http.client.HTTPResponse, text: str) -> None:
         status = response.status
@@ -170,12 +182,12 @@ def _json(text: str) -> Any:  # noqa: ANN401 - whatever a server answers
 
 
 def _reason(error: Exception, timeout: float) -> str:
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "has a name that cannot be resolved"
     if isinstance(error, TimeoutError):
         return f"does not answer within {timeout:.0f} s"
     if isinstance(error, ConnectionRefusedError):
         return "refuses the connection: is its web server running?"
-    if isinstance(error, http.client.RemoteDisconnected | ConnectionError):
+    if isinstance(error, ConnectionError):
         return "closed the connection without an answer"
     return f"cannot be reached: {error}"

@@ -11,17 +11,14 @@ keep their distances and are never dated into the future. On a Pi that runs Emon
 the dates fit each other.
 """
 
-import json
 import logging
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envoy2emon.dates import Flight, Progress
-from envoy2emon.inputs import Row
+from envoy2emon.group import Group
 
 if TYPE_CHECKING:
     import sqlite3
@@ -30,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _OURS = 0x65326501  # SQLite's application_id: "e2e", layout 1
 _DAMAGED = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
+_IN_TROUBLE = {3, 5, 6, 7, 8, 10, 13, 14}  # PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN
 _LAYOUT = f"""
     BEGIN;
     PRAGMA application_id = {_OURS};
@@ -37,27 +35,6 @@ _LAYOUT = f"""
     CREATE TABLE state (one INTEGER PRIMARY KEY, boot TEXT, wall REAL, delivered INTEGER, flying INTEGER, sent REAL);
     COMMIT;
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Rows in a bundle: `count` rows from sequence number `first`; `shift` s make their times this boot's."""
-
-    first: int
-    count: int
-    packed: bytes
-    shift: float = 0.0
-
-    @classmethod
-    def pack(cls, first: int, rows: Sequence[Row]) -> "Group":
-        """Compress rows: names cost nothing in a bundle, digits little."""
-        lines = [f"[{row.at!r},{json.dumps(row.node)},{row.text()}]" for row in rows]
-        return cls(first, len(rows), zlib.compress(f"[{','.join(lines)}]".encode()))
-
-    def rows(self) -> list[Row]:
-        """Return the rows as they went in, digit by digit."""
-        entries = json.loads(zlib.decompress(self.packed), parse_float=Decimal, parse_int=Decimal)
-        return [Row(float(at) + self.shift, node, inputs) for at, node, inputs in entries]
 
 
 class Spool:
@@ -81,11 +58,12 @@ class Spool:
         try:
             if self._path and self._path.exists():
                 return self._read(self._open(self._path), now)
-        except OSError as error:
-            self._unread = error
-            self._say(error)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file that anyone may have written
-            self._set_aside(error)
+            if isinstance(error, OSError) or _code(error) in _IN_TROUBLE:
+                self._leave(error)  # the file may be good
+                self._say(error)
+            else:
+                self._set_aside(error)
         return [], Progress(0)
 
     def save(self, groups: Iterable[Group], progress: Progress) -> bool:
@@ -109,7 +87,7 @@ class Spool:
                 state = (self._boot, self._wall(), progress.delivered, *flight)
                 file.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?, ?)", state)
         except (OSError, sqlite3.Error) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            if _code(error) in _DAMAGED:
                 self._set_aside(error)
             else:
                 self._say(error)
@@ -167,11 +145,18 @@ class Spool:
             groups.append(group)
         shift = 0.0 if boot == self._boot else min(wall - self._wall(), now - newest)
         groups = [replace(group, shift=group.shift + shift) for group in groups]
-        progress = Progress(delivered, None if end is None else Flight(end, sent + shift))
+        flight = None if end is None else Flight(end, sent + shift, bridged=boot != self._boot)
+        progress = Progress(delivered, flight)
         # All times in the file are of one boot.
         if boot != self._boot and not self.save(groups, progress):
-            self._unread = OSError("it is of an earlier boot")
+            self._leave(OSError("it is of an earlier boot"))
         return groups, progress
+
+    def _leave(self, error: Exception) -> None:
+        """Do not touch the file until there is something to save: then it gets a new name, and all is saved anew."""
+        self.close()
+        self._unread = error
+        self.holds_rows = False
 
     def _set_aside(self, error: Exception) -> None:
         """Give the file a new name."""
@@ -195,3 +180,9 @@ class Spool:
             _log.warning("the backlog cannot be saved%s (%s): rows wait in memory only", where, trouble)
             self._said = True
         self.close()
+
+
+def _code(error: Exception) -> int | None:
+    """Return SQLite's primary result code, None if the error is not SQLite's."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF

@@ -2,9 +2,12 @@
 
 import logging
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
@@ -195,6 +198,61 @@ def test_a_disk_that_comes_late_gets_all(clock: Clock, tmp_path: Path, caplog: p
     saved = times(backlog(clock, blocked))
     assert saved == times(one)[: len(saved)]
     assert len(saved) >= 400
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep the file as a disk that takes nothing does: what is written to it fails."""
+    other = sqlite3.connect(directory / "stream.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    yield
+    other.close()
+
+
+def test_rows_of_an_earlier_boot_outlive_a_disk_in_trouble(clock: Clock, tmp_path: Path) -> None:
+    """If the disk takes nothing just after a reboot, all rows that were loaded are saved as soon as it does."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 100)
+    one.close()
+
+    def rebooted() -> Backlog:
+        return Backlog(DAY_ROWS, Spool(tmp_path / "stream.sqlite", "next boot", lambda: 1e9), clock)
+
+    with locked(tmp_path):
+        again = rebooted()
+    read(again, clock, 40)
+    assert len(again) == 140
+    saved = times(rebooted())
+    assert saved == times(again)[: len(saved)]
+    assert len(saved) >= 100
+
+
+def test_what_is_delivered_is_not_saved_for_another_time(clock: Clock, tmp_path: Path) -> None:
+    """A file that cannot be brought up to date while rows leave goes: after a kill it would send them again."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 100)
+    with locked(tmp_path):
+        assert one.sent(Flight(50, clock.now))
+        one.done(50)
+        assert len(backlog(clock, tmp_path)) == 0
+        assert one.sent(Flight(60, clock.now))
+    one.done(60)
+    one.save()
+    saved = times(backlog(clock, tmp_path))
+    assert saved == times(one)[: len(saved)]
+    assert len(saved) >= 10
+
+
+def test_a_file_that_was_spoiled_is_written_anew(clock: Clock, tmp_path: Path) -> None:
+    """Though no new row comes, all rows that wait are on disk again by the next look."""
+    one = backlog(clock, tmp_path)
+    read(one, clock, 100)
+    (tmp_path / "stream.sqlite").write_bytes(b"no database " * 1000)
+    assert one.sent(Flight(50, clock.now))
+    one.save()
+    saved = times(backlog(clock, tmp_path))
+    assert saved == times(one)[: len(saved)]
+    assert len(saved) >= 60
 
 
 def test_waiting_ends_with_a_row(clock: Clock) -> None:

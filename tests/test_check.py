@@ -15,10 +15,11 @@ import pytest
 from envoy2emon import check as room
 from envoy2emon import check_machine
 from envoy2emon.dates import Progress
+from envoy2emon.group import Group
 from envoy2emon.inputs import Row
 from envoy2emon.simulator import Answer, SimulatedEnvoy, make_token
 from envoy2emon.simulator_site import THREE_PHASE_EVENT, info
-from envoy2emon.spool import Group, Spool
+from envoy2emon.spool import Spool
 from envoy2emon.standin import Fault, StandInEmonCMS
 from tests.certificates import self_signed
 from tests.daemons import PROJECT, Daemon

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from envoy2emon import emoncms as emoncms_room
 from envoy2emon.backlog import Backlog
-from envoy2emon.dates import Arrived, ByAge, ByDate
+from envoy2emon.dates import Arrived, ByAge, ByDate, Flight
 from envoy2emon.delivery import MOST_BAD_ROWS, MOST_ROWS, Delivery
 from envoy2emon.emoncms import Dropped, EmonCMS, Unauthorized, Unavailable
 from envoy2emon.inputs import Row
@@ -44,10 +44,10 @@ class Tracked(ByAge):
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
-    def form(self, rows: Sequence[Row], now: float) -> str:
+    def form(self, rows: Sequence[Row], flight: Flight, now: float) -> str:
         """Return the form, and keep the rows."""
         self.rows = list(rows)
-        return super().form(rows, now)
+        return super().form(rows, flight, now)
 
 
 class Server:
@@ -102,7 +102,9 @@ class Server:
         if kind:
             raise Unavailable("away", unclear=True)
         self._catch_up()
-        return Arrived(dict(self._inputs), self._second(), self.now)
+        asked_at, date = self.now, self._second()
+        self.now += self.delay
+        return Arrived(dict(self._inputs), date, asked_at, self.now)
 
     def _catch_up(self) -> None:
         (rows, times), self._held = self._held, ([], [])

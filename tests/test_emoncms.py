@@ -252,3 +252,29 @@ def test_a_server_without_a_clock_is_believed_to_have_ours() -> None:
 def test_the_version_is_asked_without_a_key(emoncms: StandInEmonCMS) -> None:
     """EmonCMS tells its version to anyone."""
     assert EmonCMS(emoncms.url, None).version() == "11.16.8"
+
+
+@pytest.mark.parametrize("host", ["emon-pi..local", "x" * 64 + ".local", "nowhere.invalid"])
+def test_a_name_that_is_none_is_trouble_in_words(host: str) -> None:
+    """A label that is empty or too long, or a name that nobody knows, kills no thread."""
+    with pytest.raises(Unavailable, match="has a name that cannot be resolved") as raised:
+        EmonCMS(f"http://{host}/emoncms", KEY).post(FORM)
+    assert not raised.value.unclear
+
+
+def test_an_answer_that_drips_has_its_time(emoncms: StandInEmonCMS) -> None:
+    """The time for an answer is for all of it, not for each of its bytes."""
+    times = iter([0.0, room.ANSWER_TIMEOUT_S + 1])
+    with pytest.raises(Unavailable, match="does not answer within 60 s") as raised:
+        EmonCMS(emoncms.url, KEY, lambda: next(times)).post(FORM)
+    assert raised.value.unclear
+
+
+def test_a_question_that_is_refused_is_told_in_words() -> None:
+    """If `input/get` is answered with a refusal, the owner reads its words."""
+    refusal = '{"success": false, "message": "Access denied"}'
+    with (
+        answering(http("200 OK", refusal)) as emoncms,
+        pytest.raises(Unavailable, match="does not tell which inputs it has: Access denied"),
+    ):
+        emoncms.inputs("Envoy-S")
