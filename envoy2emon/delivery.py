@@ -104,13 +104,10 @@ class Delivery:
 
     def _ask(self, first: int, rows: list[Row], flight: Flight) -> float:
         """Go on after the last row of an unclear post that EmonCMS has applied."""
-        end = first
-        # The newest row may go again: of a single row need not be asked.
-        if len(rows) > 1:
-            end += self._dating.applied(rows, flight, self._emoncms.inputs(rows[0].node))
-            if end < flight.end and end != self._seen and not flight.answered:
-                self._seen = end
-                return ASK_AGAIN_S
+        end = first + self._dating.applied(rows, flight, self._emoncms.inputs(rows[0].node))
+        if end < flight.end and end != self._seen and not flight.answered:
+            self._seen = end
+            return ASK_AGAIN_S
         self._seen = None
         _log.debug("EmonCMS: %d of %d rows need not be sent again", end - first, len(rows))
         self._backlog.done(end)

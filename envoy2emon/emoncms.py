@@ -149,6 +149,8 @@ class EmonCMS:
             body += data
             if self._clock() > deadline:
                 raise TimeoutError
+        if response.length and len(body) < MAX_ANSWER:
+            raise ConnectionResetError  # an answer that was cut says nothing
         return body
 
     def _check(self, response: http.client.HTTPResponse, text: str) -> None:

@@ -36,6 +36,11 @@ class EmonCMSFaults:
         self._proxy = proxy
         self._what = ""
 
+    @property
+    def refusing(self) -> bool:
+        """Tell whether the key is refused."""
+        return self._what == "unauthorized"
+
     def begin(self) -> float:
         """Let something go wrong, and return for how many seconds it should."""
         random, lasts = self.random, self.random.choice([0.2, 2.0, 4.0, 8.0, 45.0])
@@ -83,6 +88,11 @@ class EnvoyFaults:
     def failing(self) -> bool:
         """Tell whether no request that begins now can succeed, while each is seen."""
         return self._what == "reset" or self._what in _CANNED
+
+    @property
+    def losing(self) -> bool:
+        """Tell whether it ends the connections that are open."""
+        return self._what not in {"garbage", "reset", "wrong password"}
 
     def begin(self) -> float:
         """Let something go wrong, and return for how many seconds it should."""

@@ -18,6 +18,7 @@ from tests.ledger import (
     judge_reports,
     judge_stream,
     runs,
+    tardy,
 )
 
 SENT = [(100.0 + n, True) for n in range(100)]
@@ -32,7 +33,7 @@ def stream(numbers: Sequence[int], diary: Diary | None = None, error: float = 0.
 def test_all_once_in_order_is_well() -> None:
     """Nothing to complain of."""
     verdict = stream(range(100))
-    assert verdict == Verdict(sent=100, owed=100, received=100)
+    assert verdict == Verdict(sent=100, owed=100, received=100, dates_judged=100)
     assert not verdict.broken
 
 
@@ -50,15 +51,25 @@ def test_what_nobody_could_hear_is_not_owed() -> None:
 def test_the_newest_may_come_again_and_no_other() -> None:
     """A repeated event is doubled unless it is the newest one."""
     assert not stream([*range(100), 99]).broken
+    assert stream([*range(100), 99, 99]).doubled == 1
+    moved = [Arrival(0, 0.0, 300.0), Arrival(0, 1.2, 301.0)]
+    assert judge_stream(SENT[:1], moved, Diary()).doubled == 1
     verdict = stream([*range(100), 98])
     assert (verdict.doubled, verdict.out_of_order) == (1, 1)
 
 
 @pytest.mark.parametrize("error", [-1.5, 1.5, -3600.0])
 def test_a_wrong_date_is_seen(error: float) -> None:
-    """Dates must be right to within a second, unless something was held back."""
+    """Dates must be right to within a second, however late the row came, unless the Envoy's side held it up."""
     assert stream(range(100), error=error).misdated == 100
-    assert stream(range(100), Diary(slow=[(0.0, 500.0)]), error).misdated == 0
+    disturbed = stream(range(100), Diary(disturbed=[(0.0, 500.0)]), error)
+    assert (disturbed.misdated, disturbed.dates_judged) == (0, 0)
+
+
+def test_what_was_hardly_tried_is_not_well() -> None:
+    """A run in which few dates could be judged, or little was owed, proves nothing."""
+    assert stream(range(100), Diary(disturbed=[(0.0, 170.0)])).broken
+    assert judge_stream([(at, number < 10) for number, (at, _) in enumerate(SENT)], [], Diary()).broken
 
 
 def test_a_kill_excuses_the_youngest_only() -> None:
@@ -84,6 +95,11 @@ def test_each_polled_report_has_to_arrive() -> None:
     back = [Arrival(("A", 20), 0.0, 111.0), *first]
     assert judge_reports(polls, back, Diary()).out_of_order == 1
     assert judge_reports(polls, first, Diary(kills=[112.0])).lost_to_kills == 1
+    # What was told later and arrived before the kill went the same way.
+    later = [*first, Arrival(("B", 30), 0.0, 116.0)]
+    newest = (115.0, frozenset({("A", 20), ("B", 30)}))
+    assert judge_reports([*polls, newest], later, Diary(kills=[117.0])).lost == 1
+    assert judge_reports(polls[:1], [*first, *[Arrival(("B", 10), 0.0, 102.0)] * 2], Diary()).doubled == 1
 
 
 def test_one_login_is_one_attempt() -> None:
@@ -117,3 +133,12 @@ def test_who_is_refused_has_to_wait() -> None:
     """After Refused there is one attempt in five minutes; other attempts may follow sooner."""
     assert impatient([8.0, 9.5, 310.0, 311.0], [(9.0, 12.0)]) == []
     assert impatient([8.0, 10.0, 42.0], [(9.0, 12.0)]) == [32.0]
+
+
+def test_who_lost_the_connection_has_to_try_again() -> None:
+    """A wait is about as long as those before it together at most; a life that ends sooner proves nothing."""
+    life = (100.0, 200.0)
+    assert tardy([100.3, 121.5, 124.0], life, [(120.0, 123.0)]) == []
+    assert tardy([100.3], life, [(120.0, 123.0)]) == [123.0]
+    assert tardy([100.3, 160.1], life, [(120.0, 123.0)]) == [123.0]
+    assert tardy([100.3], (100.0, 150.0), [(120.0, 123.0)]) == []
