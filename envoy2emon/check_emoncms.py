@@ -3,6 +3,7 @@
 The law of this file: no question leaves an input behind.
 """
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from urllib.parse import urlsplit
 
 from envoy2emon.check_verdict import Verdict, fail, ok, warn
 from envoy2emon.emoncms import EmonCMS, Rejected, Unauthorized, Unavailable
+from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES
 from envoy2emon.outage import duration
+from envoy2emon.readings import PHASES
 from envoy2emon.settings import Config
 
 # EmonCMS passes over rows of less than three items and answers ok (11.16.8); versions of 2016 find fault with the row.
@@ -18,6 +21,9 @@ from envoy2emon.settings import Config
 NO_ROW = "data=[[0]]&sentat=0"
 # The stream brings rows every second, late by a slow EmonCMS at most.
 STALE_S = 300.0
+# What the two daemons post: a node may hold other sensors' inputs too.
+_METERS = re.compile(rf"({'|'.join(SECTION_NAMES)})_({'|'.join(PHASES)})_({'|'.join(KEY_NAMES)})")
+_INVERTERS = re.compile(r"[0-9A-Za-z]+_(wNow|wMax)")
 _VERSION = re.compile(r"(?:low-write )?v?\d+\.[\w.~ -]{1,30}")
 
 
@@ -65,6 +71,8 @@ def _cure(trouble: str, url: str) -> str:
         return f"Put the address of its computer into EMONCMS_URL{avahi}"
     if "SSL" in trouble:
         return "Does its address begin with http:// in the browser, or is its certificate self-made? Then use http://"
+    if "answers 403" in trouble:
+        return "Its web server, or a proxy in front of it, forbids this: look into its log"
     if "answers" in trouble:
         return "Is its PHP or its database down? Look at it in the browser, and into its web server's log"
     return "Is its computer on and in this network, and EMONCMS_URL its address?"
@@ -73,8 +81,10 @@ def _cure(trouble: str, url: str) -> str:
 def _version(url: str) -> str:
     """Return the version, "" if what answers does not tell one as EmonCMS does."""
     emoncms = EmonCMS(url, None)
-    text = emoncms.version()
-    emoncms.close()
+    try:
+        text = emoncms.version()
+    finally:
+        emoncms.close()
     return text if _VERSION.fullmatch(text) else ""
 
 
@@ -97,7 +107,9 @@ def _key(emoncms: EmonCMS, config: Config, version: str) -> Iterator[Verdict]:
         emoncms.post(NO_ROW)
     except Rejected:
         pass
-    except Unavailable:
+    except Unavailable as trouble:
+        if "answers nothing" not in str(trouble):
+            raise
         emoncms.inputs(config.emoncms_node)  # whoever may read all the same has the read key
         cure = "put the write key, found under Setup, My Account, into .env"
         yield fail("key", f"EMONCMS_APIKEY is the read key, which cannot post: {cure}")
@@ -109,16 +121,17 @@ def _key(emoncms: EmonCMS, config: Config, version: str) -> Iterator[Verdict]:
 
 def _inputs(emoncms: EmonCMS, config: Config, clocks: dict[str, float]) -> Verdict:
     """Tell what has arrived in both nodes. Raises Unavailable."""
-    told, newest = [], {}
-    for node in (config.emoncms_node, config.emoncms_inverters_node):
+    told, ages = [], []
+    for node, names in ((config.emoncms_node, _METERS), (config.emoncms_inverters_node, _INVERTERS)):
         arrived = emoncms.inputs(node)
         ahead = arrived.date + time.monotonic() - arrived.answered_at - time.time()
         clocks["EmonCMS"] = ahead
-        if arrived.inputs:
-            newest[node] = max(0.0, time.time() + ahead - max(at for at, _ in arrived.inputs.values()))
-            told.append(f"{len(arrived.inputs)} in node {node}, the newest {duration(newest[node])} old")
+        times = [at for name, (at, _) in arrived.inputs.items() if names.fullmatch(name)]
+        ages.append(max(0.0, time.time() + ahead - max(times)) if times else math.inf)
+        if times:
+            told.append(f"{len(times)} in node {node}, the newest {duration(ages[-1])} old")
         else:
-            told.append(f"none in node {node} yet")
-    if newest.get(config.emoncms_node, 0.0) > STALE_S or not newest:
+            told.append(f"none of envoy2emon's in node {node} yet")
+    if ages[0] > STALE_S:
         return warn("inputs", f"{'; '.join(told)}: are the daemons running? sudo systemctl status envoy2emon")
     return ok("inputs", "; ".join(told))

@@ -410,7 +410,7 @@ def test_emoncms_keys(check: Check, emoncms: StandInEmonCMS) -> None:
     check(EMONCMS_APIKEY="unknown").say("FAIL", "key", "does not know EMONCMS_APIKEY (401)", "My Account")
     answers = check()
     answers.say("ok", "key")
-    answers.say("warn", "inputs", "none in node Envoy-S yet", "are the daemons running?")
+    answers.say("warn", "inputs", "none of envoy2emon's in node Envoy-S yet", "are the daemons running?")
     assert emoncms.account.nodes == {}
 
 
