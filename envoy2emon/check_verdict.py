@@ -12,11 +12,18 @@ from dataclasses import dataclass
 _HIDDEN = (
     (re.compile(r"(?<=//)\S*@"), "***@"),  # user and password in a URL
     (re.compile(r"(?i)(?<=apikey=)[\w-]+"), "***"),
-    (re.compile(r"(?<=ENPHASE_EMAIL is )'[^']*'"), "'***'"),
+    # A value that did not do, as repr() shows it.
+    (re.compile(r"""(?<=ENPHASE_EMAIL is )(['"]).*?\1(?=: expected)"""), "'***'"),
+    (re.compile(r"""(?<=ENVOY_SERIAL is )(['"]).*?\1(?=: expected)"""), "'***'"),
     (re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+"), "***"),
     # Gateways and inverters have twelve digits; the last four tell them apart at home.
     (re.compile(r"(?<![^\W_])\d{4,}(\d{4})(?![^\W_])"), r"...\1"),
 )
+
+# Stars within a longer word, or within a name such as envoy.local, would tell a password that is an ordinary word.
+_WORD = re.compile(r"[\w.-]{4,15}")
+_BEFORE = r"(?:(?<![^\W_])(?<![^\W_][._-])|(?<=\\[nrt])|(?<=%[\da-fA-F]{2}))"  # an escaped character is no letter
+_BEHIND = r"(?![._-]?[^\W_])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,9 @@ class Report:
     def _safe(self, text: str) -> str:
         # The longest first: one secret may be part of another. A very short one would turn ordinary words into stars.
         for secret in sorted(self.secrets, key=len, reverse=True):
-            if len(secret) > 3:  # noqa: PLR2004
+            if _WORD.fullmatch(secret):
+                text = re.sub(f"{_BEFORE}{re.escape(secret)}{_BEHIND}", "***", text)
+            elif len(secret) > 3:  # noqa: PLR2004
                 text = text.replace(secret, "***")
         for pattern, instead in _HIDDEN:
             text = pattern.sub(instead, text)

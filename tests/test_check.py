@@ -176,6 +176,7 @@ def test_settings_with_problems(command: Check, envoy: SimulatedEnvoy) -> None:
     assert "hunter22" not in str(answers.lines)
     assert envoy.connections == 0
     command(ENPHASE_EMAIL="me at example").say("FAIL", "settings", "ENPHASE_EMAIL is '***'", "an e-mail address")
+    command(ENVOY_SERIAL="1220-1234-5678").say("FAIL", "settings", "ENVOY_SERIAL is '***': expected the digits")
 
 
 def test_settings_that_are_unknown(command: Check) -> None:
