@@ -48,7 +48,7 @@ def run(env_file: Path | None, environ: Mapping[str, str], *, patience: float = 
     cure = "is its computer overloaded, or its database down? Look at it in the browser"
     for verdict in _bounded(check_emoncms.ask(settings, clocks), within, fail("EmonCMS", f"{slow} {cure}")):
         report.say(verdict)
-    machine = check_machine.ask(clocks, state, config.find(env_file, environ))
+    machine = check_machine.ask(clocks, state)
     for verdict in _bounded(machine, within, warn("computer", f"{slow} is its disk or systemd in trouble?")):
         report.say(verdict)
     return 1 if report.failed else 0

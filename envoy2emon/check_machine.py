@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from envoy2emon.check_verdict import Verdict, fail, ok, warn
+from envoy2emon.config import INSTALLED_ENV_FILE
 from envoy2emon.outage import duration
 
 CLOCKS_APART_S = 60.0
@@ -24,12 +25,12 @@ _WAITING = "SELECT sum(count) FROM rows"
 _PROPERTIES = "Id,LoadState,UnitFileState,ActiveState,SubState,Result,StatusText,NRestarts,ExecMainStatus"
 
 
-def ask(clocks: Mapping[str, float], state: Path | None, env_file: Path) -> Iterator[Verdict]:
+def ask(clocks: Mapping[str, float], state: Path | None) -> Iterator[Verdict]:
     """Ask all of it; `clocks` holds the seconds by which the neighbours' clocks are ahead."""
     if clocks:
         yield _clocks(clocks)
     yield from _backlog(state)
-    yield from _units(env_file)
+    yield from _units()
 
 
 def _clocks(clocks: Mapping[str, float]) -> Verdict:
@@ -94,7 +95,7 @@ def _waiting(path: Path) -> int:
         file.close()
 
 
-def _units(env_file: Path) -> Iterator[Verdict]:
+def _units() -> Iterator[Verdict]:
     units = [f"{name}.service" for name in DAEMONS]
     shown = _output("systemctl", "show", "--timestamp=unix", f"--property={_PROPERTIES},ActiveEnterTimestamp", *units)
     if not shown:
@@ -102,19 +103,19 @@ def _units(env_file: Path) -> Iterator[Verdict]:
     for block in shown.strip().split("\n\n"):
         unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         if unit.get("LoadState") == "loaded":
-            yield _unit(unit, unit["Id"].removesuffix(".service"), env_file)
+            yield _unit(unit, unit["Id"].removesuffix(".service"))
         elif unit:
             yield warn("units", f"{unit.get('Id')} is not installed: sudo systemd/install.sh does it")
 
 
-def _unit(unit: Mapping[str, str], name: str, env_file: Path) -> Verdict:
+def _unit(unit: Mapping[str, str], name: str) -> Verdict:
     trouble = _last_trouble(name)
     if unit["ActiveState"] != "active":
         return _not_running(unit, name, trouble)
     text = f"{name} runs: {unit['StatusText'] or 'no status yet'}{trouble}"
     if unit["UnitFileState"] != "enabled":
         return warn("units", f"{text}. It will not start with the computer: sudo systemctl enable {name}")
-    if _changed_since(env_file, unit.get("ActiveEnterTimestamp", "")):
+    if _changed_since(unit.get("ActiveEnterTimestamp", "")):
         return warn("units", f"{text}. The settings changed since it started: sudo systemctl restart {name}")
     return ok("units", text)
 
@@ -133,10 +134,11 @@ def _not_running(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
     return warn("units", f"{name} is off. If that is not meant: sudo systemctl enable --now {name}")
 
 
-def _changed_since(env_file: Path, started: str) -> bool:
+def _changed_since(started: str) -> bool:
+    """Tell whether the file that the units read, whichever is read here, is newer than a unit's start."""
     try:
         # systemd tells whole seconds.
-        return env_file.stat().st_mtime >= float(started.removeprefix("@")) + 1
+        return INSTALLED_ENV_FILE.stat().st_mtime >= float(started.removeprefix("@")) + 1
     except (OSError, ValueError):
         return False
 

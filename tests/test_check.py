@@ -528,6 +528,22 @@ def test_units(
     check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], word: str, parts: list[str]
 ) -> None:
     """Each state of a unit has its words; the last trouble is told beside it."""
+    monkeypatch.setattr(check_machine, "INSTALLED_ENV_FILE", tmp_path / "installed")
+    (tmp_path / "installed").touch()
+    systemd(tmp_path, monkeypatch, changes)
+    check().say(word, "units", *parts)
+
+
+def test_another_settings_file(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of settings that is not the installed one, however new, says nothing about the units."""
+    monkeypatch.setattr(check_machine, "INSTALLED_ENV_FILE", tmp_path / "nowhere")
+    systemd(tmp_path, monkeypatch, {"ActiveEnterTimestamp": "@1"})
+    (tmp_path / ".env").write_text("LOG_LEVEL=INFO\n")
+    check().say("ok", "units", "envoy2emon runs")
+
+
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]) -> None:
+    """Put a systemctl and a journalctl in place that tell of one unit."""
     unit = {"Id": "envoy2emon.service"} | UNIT | changes
     shown = "\n".join(f"{name}={value}" for name, value in unit.items())
     trouble = {"__REALTIME_TIMESTAMP": f"{int(time.time() - 120)}000000", "MESSAGE": TROUBLE}
@@ -536,8 +552,6 @@ def test_units(
         tool.write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{output}\nEND\n")
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / ".env").write_text("LOG_LEVEL=INFO\n")
-    check().say(word, "units", *parts)
 
 
 def test_silent_stream(check: Check, envoy: SimulatedEnvoy) -> None:
