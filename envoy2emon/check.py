@@ -7,6 +7,7 @@ cannot be asked before an earlier one is answered well is left out.
 import logging
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from io import TextIOWrapper
@@ -89,16 +90,22 @@ class _Troubles(logging.Handler):
 
 
 def _bounded(verdicts: Iterator[Verdict], within: float, late: Verdict) -> Iterator[Verdict]:
-    """Pass verdicts on; if the next one takes longer than `within` s, say `late` and leave the thread that hangs."""
-    said: SimpleQueue[Verdict | BaseException | None] = SimpleQueue()
+    """Pass verdicts on; if the next one takes longer than `within` s, say `late` and leave the thread that hangs.
+
+    What nobody foresaw becomes a FAIL: it ends these questions, not the others.
+    """
+    said: SimpleQueue[Verdict | None] = SimpleQueue()
 
     def ask() -> None:
         try:
             for verdict in verdicts:
                 said.put(verdict)
+        except Exception as error:  # noqa: BLE001 - it is told, with its place
+            *_, at = traceback.extract_tb(error.__traceback__)
+            what = f"{type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
+            said.put(fail(late.subject, f"{what}: this is a defect of envoy2emon: report it with this line"))
+        finally:
             said.put(None)
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is seen
-            said.put(error)
 
     threading.Thread(target=ask, daemon=True).start()
     while True:
@@ -106,8 +113,6 @@ def _bounded(verdicts: Iterator[Verdict], within: float, late: Verdict) -> Itera
             verdict = said.get(timeout=within)
         except Empty:
             verdict = late
-        if isinstance(verdict, BaseException):
-            raise verdict
         if verdict is None:
             return
         yield verdict

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from envoy2emon import check as room
-from envoy2emon import check_machine
+from envoy2emon import check_emoncms, check_machine
 from envoy2emon.dates import Progress
 from envoy2emon.group import Group
 from envoy2emon.inputs import Row
@@ -475,10 +475,18 @@ def test_full_disk(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bug_is_no_answer(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody foresaw ends the command with its traceback, not with a line that looks like an answer."""
-    monkeypatch.setattr(check_machine, "_clocks", lambda _clocks: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        check()
+    """What nobody foresaw is one FAIL line, with its kind, its words and whose fault it is; the rest is still asked."""
+
+    def broken(url: str) -> str:
+        raise UnicodeError(f"label empty in {url}\ninstaller-password")
+
+    monkeypatch.setattr(check_emoncms, "_version", broken)
+    answers = check()
+    defect = "this is a defect of envoy2emon: report it with this line"
+    answers.say("FAIL", "EmonCMS", "UnicodeError: label empty in http://", " *** (test_check.py, line ", defect)
+    assert "key" not in answers.subjects()
+    answers.say("ok", "clocks")
+    assert answers.subjects().endswith("backlog units")
 
 
 TROUBLE = "Envoy: it is 122112345678, installer-password, http://me:hunter22@envoy, pi@example.org"
