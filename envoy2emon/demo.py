@@ -113,7 +113,7 @@ def _shown(hour: float, emoncms: StandInEmonCMS) -> str:
         sum(watts for name, watts in inputs.items() if name.startswith(section) and name.endswith("wNow"))
         for section in ("prod", "cons", "net")
     ]
-    shown += [inputs["prod_ph-a_wNow"], inputs["cons_ph-a_wNow"]]
+    shown += [inputs.get(f"{section}_ph-a_wNow", 0.0) for section in ("prod", "cons")]  # a row arrives input by input
     clock = f"{int(hour):02}:{int(hour % 1 * 60):02}"
     columns = "".join(f"{watts:{width}.0f} W" for watts, width in zip(shown, (10, 9, 8, 14, 14), strict=True))
     return f"{clock:>7}{columns}{emoncms.account.applied:8}"

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from envoy2emon import demo as room
+from envoy2emon.standin import StandInEmonCMS
 from tests.daemons import PROJECT
+from tests.emoncms import bulk
 
 Demo = Callable[..., "subprocess.Popen[str]"]
 ENVIRONMENT = {
@@ -150,3 +152,9 @@ def test_the_readmes_line_in_a_fresh_clone(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"EmonCMS has received [1-9]\d* rows", done.stdout)
+
+
+def test_a_node_that_is_half_filled(emoncms: StandInEmonCMS) -> None:
+    """Inputs that have not arrived yet are shown as 0."""
+    bulk(emoncms, [[0, "Envoy-S", {"prod_ph-b_wNow": 5}]])
+    assert re.fullmatch(r" +07:30 +5 W +0 W +0 W +0 W +0 W +1", room._shown(7.5, emoncms))  # noqa: SLF001
