@@ -264,3 +264,17 @@ def test_the_reliability_table_is_the_soaks() -> None:
     assert labels <= {name.replace("_", " ") for name in Verdict.__dataclass_fields__}
     broken = {each for each in labels if replace(Verdict(), **{each.replace(" ", "_"): 1}).broken}
     assert broken == {"lost", "doubled", "out of order", "misdated"}
+
+
+def test_moving_over_keeps_the_scripts_rule() -> None:
+    """The one default that differs from the scripts' is named with the value that they had, and ours is "no rule"."""
+    moving = " ".join(section("Moving over from the forum scripts").split())
+    assert DEFAULTS["STREAM_MIN_PRODUCTION_W"] == "0"
+    assert "To keep the scripts' rule set `STREAM_MIN_PRODUCTION_W=5`" in moving
+
+
+def test_what_check_finds_of_the_symptoms() -> None:
+    """The symptoms that `check` does not find stand last, and the README says how many they are."""
+    assert "what is in the first six rows" in section("When something does not work")
+    assert len(SYMPTOMS) == 6 + 3
+    assert all("`STREAM_" in cure or cure.startswith("nothing") for *_, cure in SYMPTOMS[6:])
