@@ -101,8 +101,9 @@ def _bounded(verdicts: Iterator[Verdict], within: float, late: Verdict) -> Itera
             for verdict in verdicts:
                 said.put(verdict)
         except Exception as error:  # noqa: BLE001 - it is told, with its place
-            *_, at = traceback.extract_tb(error.__traceback__)
-            what = f"{type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
+            passed = [(Path(at.filename), at.lineno) for at in traceback.extract_tb(error.__traceback__)]
+            file, line = [place for place in passed if place[0].parent == Path(__file__).parent][-1]  # ours
+            what = f"{type(error).__name__}: {error} ({file.name}, line {line})"
             said.put(fail(late.subject, f"{what}: this is a defect of envoy2emon: report it with this line"))
         finally:
             said.put(None)

@@ -483,7 +483,7 @@ def test_a_bug_is_no_answer(check: Check, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(check_emoncms, "_version", broken)
     answers = check()
     defect = "this is a defect of envoy2emon: report it with this line"
-    answers.say("FAIL", "EmonCMS", "UnicodeError: label empty in http://", " *** (test_check.py, line ", defect)
+    answers.say("FAIL", "EmonCMS", "UnicodeError: label empty in http://", " *** (check_emoncms.py, line ", defect)
     assert "key" not in answers.subjects()
     answers.say("ok", "clocks")
     assert answers.subjects().endswith("backlog units")
