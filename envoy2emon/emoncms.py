@@ -190,6 +190,6 @@ def _reason(error: Exception, timeout: float) -> str:
         return f"does not answer within {timeout:.0f} s"
     if isinstance(error, ConnectionRefusedError):
         return "refuses the connection: is its web server running?"
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError | http.client.IncompleteRead):
         return "closed the connection without an answer"
     return f"cannot be reached: {error}"

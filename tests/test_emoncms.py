@@ -58,8 +58,8 @@ AWAY = {
     "no answer": (b"", "without an answer", True),
     "half an answer": (b"HTTP/1.1 200 OK\r\nContent-Le", "nothing", True),
     "half a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", "without an answer", True),
-    "no body": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", "nothing", True),
-    "half a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\no", "cannot be reached", True),
+    "no body": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", "without an answer", True),
+    "half a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\no", "without an answer", True),
 }
 
 
