@@ -37,15 +37,24 @@ class Arrival:
 
 @dataclass
 class Diary:
-    """When the Envoy's side or the daemon was unwell: (begin, end). `kills` and `starts` are of one daemon."""
+    """When the Envoy's side or the daemon was unwell: (begin, end). `kills` and `starts` are of one daemon.
+
+    unclear: when EmonCMS did not say that it had applied a post.
+    """
 
     disturbed: list[tuple[float, float]] = field(default_factory=list)
+    unclear: list[tuple[float, float]] = field(default_factory=list)
     kills: list[float] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
 
     def well(self, at: float) -> bool:
         """Tell whether what was sent at this time was sent into a connection and process that were well."""
         return not any(begin - UNDER_WAY_S < at < end + UNDER_WAY_S for begin, end in self.disturbed)
+
+    def may_repeat(self, first: float, again: float) -> bool:
+        """Tell whether the newest row, applied at `first`, may be applied again: somebody did not hear that it was."""
+        doubts = (*self.unclear, *self.disturbed)
+        return any(begin <= again and end >= first - UNDER_WAY_S for begin, end in doubts)
 
 
 @dataclass
@@ -75,20 +84,20 @@ def judge_stream(sent: Sequence[tuple[float, bool]], arrivals: Sequence[Arrival]
     """Judge events 0, 1, 2 ..., each sent at a time and perhaps into an open stream.
 
     Dates are judged of all that the Envoy's side did not hold up, however long EmonCMS kept them waiting. The newest
-    row may come once more, if its date is the same to within a second.
+    row may come again where its answer was lost, if its date is the same to within a second.
     """
     verdict = Verdict(len(sent))
-    newest, again, error = -1, False, 0.0
+    newest, error, before = -1, 0.0, 0.0
     for arrival in arrivals:
         number = arrival.identity
         assert isinstance(number, int)
-        again = number == newest and not again and abs(arrival.error - error) <= 1
-        verdict.newest_again += again
+        same = number == newest and abs(arrival.error - error) <= 1.1  # whole seconds, and what a float makes of them
+        verdict.newest_again += same and diary.may_repeat(before, arrival.at)
         verdict.out_of_order += number < newest
         if diary.well(sent[number][0]):
             verdict.dates_judged += 1
             verdict.misdated += abs(arrival.error) > MISDATED_S
-        newest, error = max(newest, number), arrival.error
+        newest, error, before = max(newest, number), arrival.error, arrival.at
     arrived = {arrival.identity for arrival in arrivals}
     verdict.received = len(arrived)
     verdict.doubled = len(arrivals) - len(arrived) - verdict.newest_again
@@ -123,7 +132,6 @@ def judge_reports(
     last: dict[object, float] = {}
     begun: dict[object, float] = {}  # when each arrived first
     previous: object = None
-    again = False
     for arrival in arrivals:
         identity = arrival.identity
         assert isinstance(identity, tuple)
@@ -133,11 +141,9 @@ def judge_reports(
         if identity in last:
             # At a start each current report goes once more.
             anew = any(last[identity] < start < arrival.at for start in diary.starts)
-            again = anew or (identity == previous and not again)
+            again = anew or (identity == previous and diary.may_repeat(last[identity], arrival.at))
             verdict.newest_again += again
             verdict.doubled += not again
-        else:
-            again = False
         begun.setdefault(identity, arrival.at)
         last[identity], previous = arrival.at, identity
     verdict.received = verdict.dates_judged = len(last)  # a date is what makes a report

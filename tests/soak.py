@@ -11,7 +11,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from decimal import Decimal
 from itertools import pairwise
@@ -31,6 +31,7 @@ from tests.faultproxy import FaultProxy
 from tests.ledger import (
     MINUTE_S,
     MOST_ATTEMPTS,
+    UNDER_WAY_S,
     Arrival,
     Diary,
     Verdict,
@@ -58,6 +59,22 @@ WHO = "prod_ph-a_reactPower"
 ONLY_PRODUCTION = json.dumps({"production": json.loads(THREE_PHASE_EVENT)["production"]}, separators=(",", ":"))
 
 
+class _EmonCMS(StandInEmonCMS):
+    """Notes when it did not say, or not soon, that it had applied a post."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unclear: list[tuple[float, float]] = []
+
+    def answer(self, path: str, params: Mapping[str, str], key: str) -> tuple[int, str] | None:
+        """Answer as ever."""
+        begin = time.monotonic()
+        answer = super().answer(path, params, key)
+        if answer != (200, "ok") or time.monotonic() - begin > UNDER_WAY_S:
+            self.unclear.append((begin, time.monotonic()))
+        return answer
+
+
 class Soak:
     """The neighbours, the daemons, and what is known of them; `ended` ends the faults, `silent` the Envoy as well."""
 
@@ -75,7 +92,7 @@ class Soak:
         self.faults = self.restarts = self.jumps = self.memory = self.written = 0
         self.complaints: list[str] = []
         self._seed = seed
-        self.emoncms = stack.enter_context(StandInEmonCMS())
+        self.emoncms = stack.enter_context(_EmonCMS())
         self.envoy = stack.enter_context(SimulatedEnvoy())
         self.to_emoncms = stack.enter_context(FaultProxy("127.0.0.1", urlsplit(self.emoncms.url).port or 0))
         self.emoncms.account.reject = lambda _, inputs: inputs.get(WHO) in self.rejected
@@ -150,11 +167,12 @@ class Soak:
                 reports.append(Arrival((serial, row.time), 0.0, row.arrived))
         asked = [r.at for r in self.envoy.requests if (r.path, r.status) == (INVERTERS, 200)]
         polls = [(at, [known for since, known in self.reports if since < at][-1]) for at in asked]
-        stream = judge_stream(self.sent, events, self.diaries["stream"])
-        # A fault is an answer that got lost, and perhaps the next two.
-        if stream.newest_again > 3 * self.faults + self.restarts:
-            self.complaints.append(f"the newest row came again {stream.newest_again} times")
-        return {"stream": stream, "inverters": judge_reports(polls, reports, self.diaries["inverters"])}
+        for diary in self.diaries.values():
+            diary.unclear += self.emoncms.unclear
+        return {
+            "stream": judge_stream(self.sent, events, self.diaries["stream"]),
+            "inverters": judge_reports(polls, reports, self.diaries["inverters"]),
+        }
 
     def busiest_minutes(self) -> dict[str, int]:
         """Count each daemon's attempts to get something from the Envoy; complain of what is too often."""
@@ -206,9 +224,12 @@ class Soak:
     def _fail_emoncms(self) -> None:
         faults = EmonCMSFaults(self.emoncms, self.to_emoncms, Random(f"{self._seed} EmonCMS"))
         while not self.ended.wait(faults.random.uniform(1, 6)):
+            begin = time.monotonic()
             self.ended.wait(faults.begin())
             faults.end()
             self.faults += 1
+            for diary in self.diaries.values():
+                diary.unclear.append((begin, time.monotonic()))
             if faults.refusing:
                 self.unauthorized = time.monotonic()
 

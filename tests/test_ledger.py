@@ -49,12 +49,13 @@ def test_what_nobody_could_hear_is_not_owed() -> None:
 
 
 def test_the_newest_may_come_again_and_no_other() -> None:
-    """A repeated event is doubled unless it is the newest one."""
-    assert not stream([*range(100), 99]).broken
-    assert stream([*range(100), 99, 99]).doubled == 1
-    moved = [Arrival(0, 0.0, 300.0), Arrival(0, 1.2, 301.0)]
-    assert judge_stream(SENT[:1], moved, Diary()).doubled == 1
-    verdict = stream([*range(100), 98])
+    """A repeated event is doubled unless it is the newest one, and nobody said that it had arrived."""
+    unheard = Diary(unclear=[(399.2, 399.5)])
+    assert not stream([*range(100), 99], unheard).broken
+    assert stream([*range(100), 99]).doubled == 1
+    moved = [Arrival(0, 0.0, 399.0), Arrival(0, 1.2, 401.0)]
+    assert judge_stream(SENT[:1], moved, unheard).doubled == 1
+    verdict = stream([*range(100), 98], unheard)
     assert (verdict.doubled, verdict.out_of_order) == (1, 1)
 
 
@@ -99,7 +100,9 @@ def test_each_polled_report_has_to_arrive() -> None:
     later = [*first, Arrival(("B", 30), 0.0, 116.0)]
     newest = (115.0, frozenset({("A", 20), ("B", 30)}))
     assert judge_reports([*polls, newest], later, Diary(kills=[117.0])).lost == 1
-    assert judge_reports(polls[:1], [*first, *[Arrival(("B", 10), 0.0, 102.0)] * 2], Diary()).doubled == 1
+    newest_again = [*first, Arrival(("B", 10), 0.0, 102.0)]
+    assert judge_reports(polls[:1], newest_again, Diary()).doubled == 1
+    assert judge_reports(polls[:1], newest_again, Diary(unclear=[(101.0, 101.1)])).doubled == 0
 
 
 def test_one_login_is_one_attempt() -> None:
