@@ -105,7 +105,8 @@ class Delivery:
     def _ask(self, first: int, rows: list[Row], flight: Flight) -> float:
         """Go on after the last row of an unclear post that EmonCMS has applied."""
         end = first + self._dating.applied(rows, flight, self._emoncms.inputs(rows[0].node))
-        if end < flight.end and end != self._seen and not flight.answered:
+        # A single row is the newest, which may go again: after a connection that had been closed it goes at once.
+        if end < flight.end and end != self._seen and len(rows) > 1 and not flight.answered:
             self._seen = end
             return ASK_AGAIN_S
         self._seen = None

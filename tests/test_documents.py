@@ -262,7 +262,8 @@ def test_the_reliability_table_is_the_soaks() -> None:
     """Each row of the table is one that `python -m tests.soak` prints, with what must be 0 among them."""
     labels = {label for label, *_ in rows(section("Reliability, in figures"))}
     assert labels <= {name.replace("_", " ") for name in Verdict.__dataclass_fields__}
-    broken = {each for each in labels if replace(Verdict(), **{each.replace(" ", "_"): 1}).broken}
+    well = Verdict(sent=1, owed=1, received=1, dates_judged=1)
+    broken = {each for each in labels if replace(well, **{each.replace(" ", "_"): 1}).broken}
     assert broken == {"lost", "doubled", "out of order", "misdated"}
 
 
