@@ -37,23 +37,25 @@ class Arrival:
 
 @dataclass
 class Diary:
-    """When the Envoy's side or the daemon was unwell: (begin, end). `kills` and `starts` are of one daemon.
+    """When the Envoy's side was unwell: (begin, end). `restarts`, `kills` and `starts` are of one daemon.
 
     unclear: when EmonCMS did not say that it had applied a post.
     """
 
     disturbed: list[tuple[float, float]] = field(default_factory=list)
+    restarts: list[tuple[float, float]] = field(default_factory=list)
     unclear: list[tuple[float, float]] = field(default_factory=list)
     kills: list[float] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
 
     def well(self, at: float) -> bool:
         """Tell whether what was sent at this time was sent into a connection and process that were well."""
-        return not any(begin - UNDER_WAY_S < at < end + UNDER_WAY_S for begin, end in self.disturbed)
+        unwell = (*self.disturbed, *self.restarts)
+        return not any(begin - UNDER_WAY_S < at < end + UNDER_WAY_S for begin, end in unwell)
 
     def may_repeat(self, first: float, again: float) -> bool:
         """Tell whether the newest row, applied at `first`, may be applied again: somebody did not hear that it was."""
-        doubts = (*self.unclear, *self.disturbed)
+        doubts = (*self.unclear, *self.restarts)
         return any(begin <= again and end >= first - UNDER_WAY_S for begin, end in doubts)
 
 

@@ -52,7 +52,9 @@ def test_the_newest_may_come_again_and_no_other() -> None:
     """A repeated event is doubled unless it is the newest one, and nobody said that it had arrived."""
     unheard = Diary(unclear=[(399.2, 399.5)])
     assert not stream([*range(100), 99], unheard).broken
+    assert not stream([*range(100), 99], Diary(restarts=[(399.2, 399.5)])).broken
     assert stream([*range(100), 99]).doubled == 1
+    assert stream([*range(100), 99], Diary(disturbed=[(390.0, 410.0)])).doubled == 1  # the Envoy's fault is no reason
     moved = [Arrival(0, 0.0, 399.0), Arrival(0, 1.2, 401.0)]
     assert judge_stream(SENT[:1], moved, unheard).doubled == 1
     verdict = stream([*range(100), 98], unheard)
