@@ -164,6 +164,7 @@ def test_garbage_between_events(site: Site) -> None:
     for garbage in (b"\x00\xff\xfe\r\r\n\n", b'data: {"production":\n\n', b"data\n\n", b"data: [1]\ndata: 2\n\n"):
         site.envoy.emit_raw(garbage)
         site.reads()
+    site.process.wait_for_line("WARNING Envoy: skips what is no reading")
     assert len([line for line in site.process.lines if "WARNING" in line]) == 1
     assert site.envoy.connections == 3
 
@@ -188,6 +189,7 @@ def test_error_status(site: Site, status: int) -> None:
         site.envoy.answers.clear()
         site.reads()
         assert elsewhere.connections == 0
+    site.process.wait_for_line("WARNING Envoy: ")
     assert len([line for line in site.process.lines if "WARNING" in line]) == 1
 
 

@@ -214,6 +214,9 @@ def test_log_file(daemon: StartDaemon, tmp_path: Path) -> None:
     process.wait_for_line("WARNING Envoy")
     log.rename(moved)
     process.wait_for_line("DEBUG Envoy")
+    until = time.monotonic() + 10
+    while "DEBUG Envoy" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
+        pass  # the line goes to stderr first
     process.terminate()
     line_shape = re.compile(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ {process.process.pid} (DEBUG|INFO|WARNING) ")
     before, after = moved.read_text(), log.read_text()
