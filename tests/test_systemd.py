@@ -210,6 +210,7 @@ def test_a_hung_daemon_tells_where_and_starts_again(machine: Machine, unit: str)
     """A process that hangs ends by the watchdog, with its Python traceback in the journal, and starts anew."""
     override(machine, unit, "WatchdogSec=1")
     machine.run("systemctl", "start", unit)
+    wait_for("its threads to wait", lambda: any("firmware D5" in line for line in machine.journal(unit)))
     machine.run("systemctl", "kill", "--signal=STOP", unit)
     wait_for("a restart", lambda: machine.show(unit, "NRestarts") == "1")
     lines = machine.journal(unit)
