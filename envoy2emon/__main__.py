@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from envoy2emon.backlog import Backlog
+    from envoy2emon.courier import Courier
     from envoy2emon.dates import Dating
-    from envoy2emon.delivery import Delivery
     from envoy2emon.readings import MeterReading
     from envoy2emon.settings import Config
     from envoy2emon.tokens import Tokens
@@ -101,7 +101,7 @@ def _stream(settings: Config) -> int:
     tokens = _tokens(settings)
     envoy = Envoy(settings, tokens)
     _say_start("the meters", settings, settings.emoncms_node)
-    backlog, delivery = _delivery(settings, "stream", ByAge(), boot_id(os.environ))
+    backlog, courier = _courier(settings, "stream", ByAge(), boot_id(os.environ))
     selection = Selection(
         settings.stream_sections,
         settings.stream_phases,
@@ -110,12 +110,12 @@ def _stream(settings: Config) -> int:
         settings.stream_net == "calculated",
     )
     silence = float(settings.stream_timeout_s)
-    stream = Stream(settings.emoncms_node, selection, backlog, _live(settings), service.wake, time.monotonic)
+    stream = Stream(settings.emoncms_node, selection, courier, _live(settings), service.wake, time.monotonic)
     reader = Reader(envoy, stream.take, settings.stream_source, silence, time.monotonic, default_jitter)
     service.start("reader", reader.run, patience=silence + REFUSED_WAIT_S)
-    service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
-    status = service.run(stream.look, lambda: stream.status(reader, delivery) + _expiry(tokens))
-    delivery.idle.wait(LAST_POST_S)
+    service.start("delivery", courier.run, patience=REFUSED_WAIT_S)
+    status = service.run(stream.look, lambda: stream.status(reader) + _expiry(tokens))
+    courier.finish(LAST_POST_S)
     stream.close()
     backlog.close()
     return status
@@ -132,14 +132,14 @@ def _inverters(settings: Config) -> int:
     tokens = _tokens(settings)
     envoy = Envoy(settings, tokens, inverters=True)
     _say_start("the inverters", settings, settings.emoncms_inverters_node)
-    backlog, delivery = _delivery(settings, "inverters", ByDate(), None)
-    inverters = Inverters(settings.emoncms_inverters_node, backlog)
+    backlog, courier = _courier(settings, "inverters", ByDate(), None)
+    inverters = Inverters(settings.emoncms_inverters_node, courier, left=backlog)
     interval = float(settings.inverters_interval_s)
     poller = Poller(envoy, inverters.take, interval, time.monotonic, default_jitter)
     service.start("poller", poller.run, patience=interval + REFUSED_WAIT_S)
-    service.start("delivery", delivery.run, patience=REFUSED_WAIT_S)
-    status = service.run(inverters.look, lambda: inverters.status(poller, delivery) + _expiry(tokens))
-    delivery.idle.wait(LAST_POST_S)
+    service.start("delivery", courier.run, patience=REFUSED_WAIT_S)
+    status = service.run(courier.look, lambda: inverters.status(poller) + _expiry(tokens))
+    courier.finish(LAST_POST_S)
     backlog.close()
     return status
 
@@ -166,9 +166,10 @@ def _expiry(tokens: Tokens) -> str:
     return f"; token until {tokens.current.expiry}" if tokens.current else ""
 
 
-def _delivery(settings: Config, name: str, dating: Dating, boot: str | None) -> tuple[Backlog, Delivery]:
+def _courier(settings: Config, name: str, dating: Dating, boot: str | None) -> tuple[Backlog, Courier]:
     """Build the way to EmonCMS, with what an earlier run left in the spool."""
     from envoy2emon.backlog import Backlog
+    from envoy2emon.courier import Courier
     from envoy2emon.delivery import Delivery
     from envoy2emon.emoncms import EmonCMS
     from envoy2emon.outage import default_jitter
@@ -181,7 +182,8 @@ def _delivery(settings: Config, name: str, dating: Dating, boot: str | None) -> 
     if len(backlog):
         _log.info("%d rows of an earlier run wait to be delivered", len(backlog))
     emoncms = EmonCMS(settings.emoncms_url, settings.emoncms_apikey)
-    return backlog, Delivery(backlog, emoncms, dating, time.monotonic, default_jitter)
+    delivery = Delivery(backlog, emoncms, dating, time.monotonic, default_jitter)
+    return backlog, Courier(backlog, delivery, time.monotonic)
 
 
 def _live(settings: Config) -> Callable[[MeterReading], None] | None:

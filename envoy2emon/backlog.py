@@ -19,18 +19,17 @@ from envoy2emon.spool import Spool
 SAVE_AFTER_S = 30.0
 # Loose rows take 5 kB each, packed ones 0.15 kB.
 MOST_LOOSE = 300
-
-# A delivery thread with nothing to do shows that it is alive.
-IDLE_S = 60.0
 LOSSES_SAID_EVERY_S = 3600.0
 
 _log = logging.getLogger(__name__)
 
 
 class Backlog:
-    """The rows of one daemon: its reader thread appends, its delivery thread takes, its main thread saves.
+    """The rows of one daemon: its reader appends, its delivery thread takes, its main thread saves.
 
-    Rows are known by sequence numbers; `limit` rows are kept. `lost` counts the rows that went beyond it.
+    Rows are known by sequence numbers; `limit` rows are kept. lost: how many went beyond it. bridged: the times of rows
+    of an earlier run came over a reboot. append() and oldest() never wait for the disk: the spool has a lock of its
+    own, which is taken before that of the rows.
     """
 
     def __init__(self, limit: int, spool: Spool, clock: Callable[[], float]) -> None:
@@ -40,8 +39,11 @@ class Backlog:
         self._spool = spool
         self._clock = clock
         self._closed = False
-        self._changed = threading.Condition()
+        self._disk = threading.RLock()
+        self._lock = threading.Lock()
         groups, progress = spool.load(clock())
+        self._left = groups.copy()
+        self.bridged = spool.bridged
         self._groups = deque(groups)
         end = groups[-1].first + groups[-1].count if groups else progress.delivered
         self._delivered = max(progress.delivered, groups[0].first) if groups else end
@@ -68,59 +70,64 @@ class Backlog:
     def append(self, rows: Sequence[Row]) -> None:
         """Add new rows, in order; beyond the limit the oldest go."""
         now = self._clock()
-        with self._changed:
+        with self._lock:
             self._loose.extend([(now, row) for row in rows])
             if (excess := len(self) - self._limit) > 0:
                 self.lost += excess
                 self._forget(self._delivered + excess)
             if len(self._loose) > MOST_LOOSE:
                 self._pack()
-            self._changed.notify()
-
-    def wait(self, seconds: float | None) -> None:
-        """Wait so long; None: until there is a row, or for IDLE_S."""
-        with self._changed:
-            if seconds is None:
-                self._changed.wait_for(lambda: len(self), IDLE_S)
-            elif seconds > 0:
-                self._changed.wait_for(lambda: False, seconds)
 
     def oldest(self, most: int) -> tuple[int, list[Row], Flight | None]:
         """Return the number of the oldest row, `most` rows from it on, and the post whose fate is unclear.
 
         If there is one, the rows are those of that post.
         """
-        with self._changed:
+        with self._lock:
             if self._flight:
                 most = self._flight.end - self._delivered
             return self._delivered, list(islice(self, most)), self._flight
 
-    def sent(self, flight: Flight | None) -> bool:
+    def left(self, first: int) -> Iterator[Row]:
+        """Go, once, through the rows that an earlier run left, from number `first` on."""
+        left, self._left = self._left, []
+        for group in left:
+            yield from group.rows()[max(0, first - group.first) :]
+
+    def sent(self, flight: Flight | None, *, at_once: bool = False) -> bool:
         """Note that rows are under way, before they are; None: they did not arrive for certain.
 
-        False after close(): what is saved as waiting must not be sent any more.
+        False after close(): what is saved as waiting must not be sent any more. `at_once`: False as well if that would
+        take the disk.
         """
-        with self._changed:
-            if self._closed:
+        if not self._disk.acquire(blocking=not at_once):
+            return False
+        try:
+            if self._closed or (at_once and self._spool.holds_rows):
                 return False
-            self._flight = flight
+            with self._lock:
+                self._flight = flight
             if self._spool.holds_rows and not self._write():
                 # After a kill a file that cannot be brought up to date would send again what is delivered.
                 self._spool.clear()
-                self._saved = self._delivered
+                with self._lock:
+                    self._saved = self._delivered
             return True
+        finally:
+            self._disk.release()
 
     def close(self) -> None:
         """Save all that waits, for the next run."""
-        with self._changed:
+        with self._disk:
             self._closed = True
             self.save(now=True)
 
     def done(self, end: int) -> None:
         """Forget the rows before number `end`: EmonCMS has them, or will not have them."""
-        with self._changed:
+        with self._lock:
             self._flight = None
             self._forget(end)
+        with self._disk:
             if self._delivered >= self._saved:
                 self._spool.clear()
 
@@ -133,22 +140,27 @@ class Backlog:
 
     def save(self, *, now: bool = False) -> None:
         """Write to disk what has waited for SAVE_AFTER_S, or all that waits if `now`."""
-        with self._changed:
-            if self._loose and (now or self._clock() - self._loose[0][0] >= SAVE_AFTER_S):
-                self._pack()
-            if len(self) and (now or self._loose_first > self._saved):
+        with self._disk:
+            with self._lock:
+                if self._loose and (now or self._clock() - self._loose[0][0] >= SAVE_AFTER_S):
+                    self._pack()
+                due = len(self) and (now or self._loose_first > self._saved)
+            if due:
                 self._write()
 
     def _write(self) -> bool:
-        if self._flight and self._flight.end > self._loose_first:
-            self._pack()  # or after a kill nobody knew what was sent
-        since = self._saved if self._spool.holds_rows else self._delivered
-        new = [group for group in self._groups if group.first + group.count > since]
-        saved = self._spool.save(new, Progress(self._delivered, self._flight))
-        if saved:
-            self._saved = self._loose_first
-        elif not self._spool.holds_rows:
-            self._saved = self._delivered  # the file was damaged: all of it is written anew by the next look
+        with self._lock:
+            if self._flight and self._flight.end > self._loose_first:
+                self._pack()  # or after a kill nobody knew what was sent
+            since = self._saved if self._spool.holds_rows else self._delivered
+            new = [group for group in self._groups if group.first + group.count > since]
+            end, progress = self._loose_first, Progress(self._delivered, self._flight)
+        saved = self._spool.save(new, progress)
+        with self._lock:
+            if saved:
+                self._saved = max(self._saved, end)
+            elif not self._spool.holds_rows:
+                self._saved = self._delivered  # the file was damaged: all of it is written anew by the next look
         return saved
 
     def _pack(self) -> None:

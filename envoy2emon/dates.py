@@ -19,6 +19,8 @@ _SAFE_IN_FORM = '{}[]":,'
 _FLOAT_DIGITS = 1e-5
 # A Raspberry Pi's clock without NTP is off by up to 100 us a second: 9 s in a day.
 _DRIFT = 1e-4
+# What a Date header and ages, all cut to whole seconds, make of a date at most.
+_ABOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,12 @@ class Dating(Protocol):
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
         """Return how many of the rows, from the first, need not be sent again: EmonCMS has applied them."""
 
+    def resumed(self, rows: Iterable[Row], arrived: Arrived, *, bridged: bool) -> int:
+        """Return how many of the rows of an earlier run EmonCMS has for certain, whatever the disk took note of.
+
+        bridged: the rows' times came over a reboot by a wall clock, and are as wrong as that was.
+        """
+
 
 class ByAge:
     """Stream rows carry their age in whole seconds: EmonCMS's own clock dates them, ours may be wrong or jump.
@@ -96,9 +104,9 @@ class ByAge:
     def form(self, rows: Sequence[Row], flight: Flight, now: float) -> str:
         """Return the form with ages at `sent_at`, times of 0 and below, and `sentat`, the whole seconds since then.
 
-        Between the two the flight is saved, which a worn SD card may take seconds for.
+        Between the two the flight is saved, which a worn SD card may take seconds for: whole ones, to be exact.
         """
-        return _form("sentat", int(now - flight.sent_at), ((self._time(row, flight.sent_at), row) for row in rows))
+        return _form("sentat", round(now - flight.sent_at), ((self._time(row, flight.sent_at), row) for row in rows))
 
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
         """Find out in which second of EmonCMS's clock it can have applied rows, and how many.
@@ -126,6 +134,25 @@ class ByAge:
             fitting = [*counts.values()]
         return _sure(rows, flight, fitting[0], doubtful=len(fitting) > 1) if fitting else 0
 
+    def resumed(self, rows: Iterable[Row], arrived: Arrived, *, bridged: bool) -> int:
+        """Look for the one row that has all the values that EmonCMS shows, and about their date: it was the last one.
+
+        Both clocks may show up to two seconds more or less. So near to the first row it may be the one before it, which
+        in a house where nothing moves is its equal. If no row has the values, and they are newer than all rows, they
+        are those of a later row: rows go oldest first.
+        """
+        count, first, date, latest, found = 0, 0.0, 0.0, 0, []
+        for count, row in enumerate(rows, 1):
+            first = first if count > 1 else row.at
+            date = arrived.date - (arrived.asked_at - row.at)
+            times = {arrived.inputs.get(name, (0, 0.0))[0] for name in row.inputs}
+            latest = max(latest, *times)
+            if len(times) == 1 and arrived.reached([row], [*times]):
+                found.append(count if abs(latest - date) <= _ABOUT_S < row.at - first else 0)
+        if not found and not bridged and date + _ABOUT_S < latest <= arrived.date + _ABOUT_S:
+            return count
+        return found[0] if len(found) == 1 else 0
+
     @staticmethod
     def _time(row: Row, now: float) -> int:
         return min(0, -int(now - row.at))
@@ -141,6 +168,11 @@ class ByDate:
     def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
         """Compare dates and values; a report that EmonCMS had before need not be sent again either."""
         return _sure(rows, flight, arrived.reached(rows, [int(row.at) for row in rows]))
+
+    def resumed(self, rows: Iterable[Row], arrived: Arrived, *, bridged: bool) -> int:  # noqa: ARG002 - dates are the Envoy's
+        """Compare dates and values."""
+        rows = [*rows]
+        return arrived.reached(rows, [int(row.at) for row in rows])
 
 
 def _sure(rows: Sequence[Row], flight: Flight, count: int, *, doubtful: bool = False) -> int:

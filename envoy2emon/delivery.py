@@ -19,15 +19,24 @@ _log = logging.getLogger(__name__)
 
 # 100 rows with 36 logged inputs keep EmonCMS on a Raspberry Pi busy for 13 s; it closes connections at 60.
 MOST_ROWS = 100
+# 1.2 kB each with 36 inputs, they go into the socket's empty buffer, 16 kB at least (tcp(7)): nobody waits for that.
+MOST_IN_PASSING = 4
 MOST_WAIT_S = 60.0
 # So many rows rejected one after the other are no bad rows: EmonCMS takes none at all (node limit, access).
 MOST_BAD_ROWS = 10
 # A server that lost its client goes on applying the batch: only two equal answers so far apart tell that it has ended.
 ASK_AGAIN_S = 1.0
+# Until a flight is saved: what a disk in good health takes at most.
+SAVED_SOON_S = 0.1
+
+_NOTHING = threading.Event()  # what a worker waits for that only waits
 
 
 class Delivery:
-    """Carries one daemon's rows, all of one node, to EmonCMS."""
+    """What is next for one daemon's rows, all of one node.
+
+    It knows nothing of threads: one of them at a time calls it (courier.py).
+    """
 
     def __init__(
         self,
@@ -36,36 +45,31 @@ class Delivery:
         dating: Dating,
         clock: Callable[[], float],
         jitter: Callable[[], float],
+        wait: Callable[[float], object] = _NOTHING.wait,
     ) -> None:
         self.outage = Outage("EmonCMS", MOST_WAIT_S, clock, jitter)
-        self.idle = threading.Event()
-        self.idle.set()
         self._backlog = backlog
         self._emoncms = emoncms
         self._dating = dating
         self._clock = clock
+        self._wait = wait
+        self._posted: tuple[list[Row], Flight] | None = None  # sent, its answer not taken yet
+        self._left = len(backlog) > 0  # by an earlier run
         self._most = MOST_ROWS
         self._bad = 0
         self._dropped = False
         self._seen: int | None = None
 
-    def run(self, turned: Callable[[], None]) -> None:
-        """Deliver for ever."""
-        while True:
-            turned()
-            self._backlog.wait(self.step())
+    @property
+    def unheard(self) -> float:
+        """How many seconds ago that was posted whose answer nobody has taken yet; 0 if there is none."""
+        posted = self._posted
+        return self._clock() - posted[1].sent_at if posted else 0.0
 
     def step(self) -> float | None:
-        """Do what is next and return the seconds to wait before the next step; None: until there is a row.
-
-        self.idle is set but while a post is under way.
-        """
-        first, rows, flight = self._backlog.oldest(self._most)
-        if not rows:
-            return None
-        self.idle.clear()
+        """Do what is next and return the seconds to wait before the next step; None: until there is a row."""
         try:
-            return self._ask(first, rows, flight) if flight else self._post(first, rows)
+            return self._step()
         except Dropped as trouble:
             if self._dropped:  # twice without success between: it was not for idleness
                 return self.outage.fails(str(trouble))
@@ -75,23 +79,69 @@ class Delivery:
             return self.outage.fails(str(trouble))
         except Unauthorized as trouble:
             return self.outage.fails(str(trouble), refused=True)
-        finally:
-            self.idle.set()
 
-    def _post(self, first: int, rows: list[Row]) -> float:
-        self._emoncms.connect()  # before the rows' ages are taken
+    def in_passing(self) -> bool:
+        """Take an answer that has come, and post what waits; False if step() has to, for it would take waiting."""
+        if not self.heard() or self._left or self.outage.reason:
+            return False
+        most = min(self._most, MOST_IN_PASSING)
+        first, rows, flight = self._backlog.oldest(most + 1)
+        if flight or len(rows) > most or not self._emoncms.ready():
+            return False
+        return not rows or self._send(first, rows, in_passing=True) is not None
+
+    def heard(self, seconds: float = 0.0) -> bool:
+        """Tell whether what was posted is acknowledged, by an answer that comes within so many seconds."""
+        if self._posted:
+            if not self._emoncms.applied(seconds):
+                return False
+            self._applied(*self._posted)
+        return True
+
+    def _step(self) -> float | None:
+        posted = self._posted
+        if not posted:
+            first, rows, flight = self._backlog.oldest(self._most)
+            if not rows:
+                return None
+            if self._left:
+                return self._resume(first, rows, flight)
+            if flight:
+                return self._ask(first, rows, flight)
+            self._emoncms.connect()  # before the rows' ages are taken
+            posted = self._send(first, rows)
+            if not posted:
+                return MOST_WAIT_S
+        return self._finish(*posted)
+
+    def _send(self, first: int, rows: list[Row], *, in_passing: bool = False) -> tuple[list[Row], Flight] | None:
+        """Begin a post, and note that it is under way before it is; None if that cannot be noted."""
         self._seen = None
         flight = Flight(first + len(rows), self._clock())
-        if not self._backlog.sent(flight):
-            return MOST_WAIT_S
+        if not self._backlog.sent(flight, at_once=in_passing):
+            return None
+        # How long it took to save that is told to EmonCMS in whole seconds.
+        if not in_passing and (took := (self._clock() - flight.sent_at) % 1.0) > SAVED_SOON_S:
+            self._wait(1.0 - took)
+        self._emoncms.send(self._dating.form(rows, flight, self._clock()))
+        self._posted = rows, flight
+        return self._posted
+
+    def _finish(self, rows: list[Row], flight: Flight) -> float:
+        """Wait for the answer to what was posted."""
+        self._posted = None
         try:
-            self._emoncms.post(self._dating.form(rows, flight, self._clock()))
+            self._emoncms.finish()
         except Rejected as trouble:
-            return self._rejected(first, rows, flight, str(trouble))
+            return self._rejected(rows, flight, str(trouble))
         except (Unavailable, Unauthorized) as trouble:
             if not (isinstance(trouble, Unavailable) and trouble.unclear):
                 self._backlog.sent(None)
             raise
+        return self._applied(rows, flight)
+
+    def _applied(self, rows: list[Row], flight: Flight) -> float:
+        self._posted = None
         self._backlog.done(flight.end)
         self._most = min(MOST_ROWS, self._most * 2)
         self._bad = 0
@@ -100,6 +150,16 @@ class Delivery:
             waiting = len(rows) + len(self._backlog)
             self.outage.ends(f"; {waiting} rows waited and are being delivered")
         self.outage.steady()
+        return 0.0
+
+    def _resume(self, first: int, rows: list[Row], flight: Flight | None) -> float:
+        """Go on behind all that an earlier run had delivered: its disk may have turned read-only, and know of less."""
+        arrived = self._emoncms.inputs(rows[0].node)
+        self._left = False
+        end = first + self._dating.resumed(self._backlog.left(first), arrived, bridged=self._backlog.bridged)
+        if end > (flight.end if flight else first):
+            _log.info("EmonCMS: has %d rows already of those that an earlier run saved", end - first)
+            self._backlog.done(end)
         return 0.0
 
     def _ask(self, first: int, rows: list[Row], flight: Flight) -> float:
@@ -114,7 +174,7 @@ class Delivery:
         self._backlog.done(end)
         return 0.0
 
-    def _rejected(self, first: int, rows: list[Row], flight: Flight, words: str) -> float:
+    def _rejected(self, rows: list[Row], flight: Flight, words: str) -> float:
         """Halve the batch until the bad row is alone, then drop that row."""
         if len(rows) > 1:
             self._backlog.sent(replace(flight, answered=True))  # rows before the bad one are applied
@@ -125,13 +185,14 @@ class Delivery:
             reason = f"rejects every row ({words}): the rows are kept; see EmonCMS under Setup, Admin"
             return self.outage.fails(reason, refused=True)
         self._bad += 1
-        self._backlog.done(first + 1)
+        self._backlog.done(flight.end)
         _log.error("EmonCMS: rejects a row (%s), which is dropped: %s", words, rows[0].text()[:300])
         return 0.0
 
     def status(self) -> str:
         """Say how it stands, in words for STATUS=."""
-        text = f"backlog {len(self._backlog)}"
+        posted = self._posted
+        text = f"backlog {len(self._backlog) - (len(posted[0]) if posted else 0)}"
         if self.outage.reason:
             text += f", for {duration(self.outage.seconds)}: {self.outage.reason}"
         return text

@@ -1,41 +1,24 @@
-"""HTTP to EmonCMS: post rows, ask what arrived.
+"""What EmonCMS is asked, and what its answers mean: post rows, ask what arrived.
 
-The law of this file: a row counts as posted only when EmonCMS says so in words; HTTP 200 alone says nothing. One
-connection is kept; the key travels in a header only. http.client it is, not requests: it tells a connection that was
-refused from an answer that got lost, knows neither proxies nor .netrc, and costs half the time.
+The law of this file: a row counts as posted only when EmonCMS says so in words; HTTP 200 alone says nothing. The key
+travels in a header only.
 """
 
-import http.client
+import http
 import json
-import socket
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from envoy2emon import __version__
 from envoy2emon.dates import Arrived
-from envoy2emon.keepalive import usable
+from envoy2emon.exchange import Dropped, Exchange, Reply, Unavailable
 from envoy2emon.settings import Secret
 
-CONNECT_TIMEOUT_S = 10.0
-# 100 rows with 36 logged inputs take 1.3 s on a PC and ten times that on a Raspberry Pi.
-ANSWER_TIMEOUT_S = 60.0
-# `input/get` of a node with 200 inputs is 15 kB.
-MAX_ANSWER = 1024 * 1024
-
-
-class Unavailable(Exception):
-    """EmonCMS is away or out of order: keep the rows. `unclear`: the post may have been applied all the same."""
-
-    def __init__(self, reason: str, *, unclear: bool = False) -> None:
-        super().__init__(reason)
-        self.unclear = unclear
-
-
-class Dropped(Unavailable):
-    """A kept connection was closed as the request went out, which servers do: try again at once."""
+__all__ = ["Dropped", "EmonCMS", "Rejected", "Unauthorized", "Unavailable"]
+_OK = ("ok", '"ok"')
 
 
 class Unauthorized(Exception):
@@ -52,49 +35,52 @@ class EmonCMS:
     def __init__(self, url: str, apikey: Secret | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.url = url
         self._clock = clock
-        parts = urlsplit(url)
-        self._path = parts.path.rstrip("/")
-        secure = parts.scheme == "https"
-        make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        self._connection = make(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
-        self._kept = False  # an answer came over the connection
-        form = "Content-Type: application/x-www-form-urlencoded"
-        self._head = f"Host: {parts.netloc}\r\nUser-Agent: envoy2emon/{__version__}\r\n{form}\r\n"
+        fields = f"User-Agent: envoy2emon/{__version__}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
         if apikey:
-            self._head += f"Authorization: Bearer {apikey.value}\r\n"
+            fields += f"Authorization: Bearer {apikey.value}\r\n"
+        self._exchange = Exchange(url, fields, clock)
+
+    def ready(self) -> bool:
+        """Tell, without waiting, whether there is a connection in use, which will not be closed for idleness."""
+        return self._exchange.ready()
 
     def connect(self) -> None:
-        """Make sure of a connection, which takes time if a name has to be resolved. Raises Unavailable."""
-        sock = self._connection.sock
-        if sock is not None:
-            if usable(sock, ANSWER_TIMEOUT_S):
-                return
-            self._connection.close()  # Apache closes after 5 s of silence and after 100 requests
-        self._kept = False
-        try:
-            self._connection.connect()
-        except (OSError, UnicodeError) as error:
-            self._connection.close()
-            raise Unavailable(f"{self.url} {_reason(error, CONNECT_TIMEOUT_S)}") from error
-        self._connection.sock.settimeout(ANSWER_TIMEOUT_S)
+        """Make sure of a connection, which may take seconds. Raises Unavailable."""
+        self._exchange.connect()
 
     def post(self, form: str) -> None:
         """Post rows to `input/bulk`. Raises Unavailable, Unauthorized, Rejected."""
-        _, text = self._exchange("POST", "/input/bulk", form)
-        if text in ("ok", '"ok"'):
-            return
+        self.connect()
+        self.send(form)
+        self.finish()
+
+    def send(self, form: str) -> None:
+        """Begin a post, over the connection: finish() ends it, and raises whatever goes wrong."""
+        self._exchange.send("POST", "/input/bulk", form)
+
+    def applied(self, seconds: float = 0.0) -> bool:
+        """End the post if its answer comes within so many seconds and is good; if it is not, finish() has to."""
+        reply = self._exchange.reply(seconds)
+        if reply is None or reply.head.status != http.HTTPStatus.OK or reply.text not in _OK:
+            return False
+        self.finish()
+        return True
+
+    def finish(self) -> None:
+        """Wait for the answer to what was sent. Raises Unavailable, Unauthorized, Rejected."""
+        text = self._checked(self._exchange.wait()).text
         answer = _json(text)
+        if text in _OK or (isinstance(answer, dict) and answer.get("success") is True):
+            return
         if isinstance(answer, dict) and "success" in answer:
-            if answer["success"] is True:
-                return
             raise Rejected(str(answer.get("message", text))[:200])
         raise self._not_emoncms(text)
 
     def inputs(self, node: str) -> Arrived:
         """Ask for the time and value of the node's inputs; none if there is no such node. Raises as post()."""
         asked_at = self._clock()
-        response, text = self._exchange("GET", f"/input/get?node={quote(node)}")
-        answer = _json(text)
+        reply = self._ask(f"/input/get?node={quote(node)}")
+        answer = _json(reply.text)
         if isinstance(answer, dict) and answer.get("success") is False:
             raise Unavailable(f"{self.url} does not tell which inputs it has: {answer.get('message')}")
         if answer == "Node does not exist":
@@ -102,70 +88,40 @@ class EmonCMS:
         try:
             inputs = {name: (int(each["time"] or 0), float(each["value"] or 0)) for name, each in answer.items()}
         except (AttributeError, TypeError, KeyError, ValueError):
-            raise self._not_emoncms(text) from None
+            raise self._not_emoncms(reply.text) from None
         try:
-            date = parsedate_to_datetime(response.headers["Date"]).timestamp()
+            date = parsedate_to_datetime(reply.head.headers["Date"]).timestamp()
         except (TypeError, ValueError):
             date = time.time()  # every web server sends a Date
         return Arrived(inputs, date, asked_at, self._clock())
 
     def version(self) -> str:
         """Ask what it is: a text such as 11.16.8, for which EmonCMS wants no key. Raises as post()."""
-        return self._exchange("GET", "/version")[1]
+        return self._ask("/version").text
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self._exchange.close()
 
-    def _exchange(self, method: str, path: str, form: str = "") -> tuple[http.client.HTTPResponse, str]:
-        """Return the answer, its body read, and its text, if the status is 200."""
-        body = form.encode()
-        # Head and body in one packet: http.client's request() sends two, and builds the same head again: 0.1 ms a post.
-        head = f"{method} {self._path}{path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
+    def _ask(self, path: str) -> Reply:
         self.connect()
-        begun = False
-        try:
-            self._connection.sock.sendall(head.encode() + body)
-            response = http.client.HTTPResponse(self._connection.sock, method=method)
-            response.begin()
-            begun = True
-            text = self._body(response).decode(errors="replace").strip()
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            if self._kept and not begun and isinstance(error, ConnectionError):  # RemoteDisconnected is one
-                raise Dropped("the connection was closed", unclear=True) from error
-            raise Unavailable(f"{self.url} {_reason(error, ANSWER_TIMEOUT_S)}", unclear=True) from error
-        self._kept = True
-        complete = response.isclosed() if response.length is None else response.length == 0
-        if response.will_close or not complete:
-            self._connection.close()
-        self._check(response, text)
-        return response, text
+        self._exchange.send("GET", path)
+        return self._checked(self._exchange.wait())
 
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
-        """Read an answer that is bounded in size and time: a server may drip."""
-        body, deadline = b"", self._clock() + ANSWER_TIMEOUT_S
-        while len(body) < MAX_ANSWER and (data := response.read1(MAX_ANSWER)):
-            body += data
-            if self._clock() > deadline:
-                raise TimeoutError
-        if response.length and len(body) < MAX_ANSWER:
-            raise ConnectionResetError  # an answer that was cut says nothing
-        return body
-
-    def _check(self, response: http.client.HTTPResponse, text: str) -> None:
-        status = response.status
+    def _checked(self, reply: Reply) -> Reply:
+        """Return it if its status is 200. Raises Unavailable, Unauthorized, Rejected."""
+        status, reason = reply.head.status, reply.head.reason
         if status == http.HTTPStatus.OK:
-            return
+            return reply
         if status == http.HTTPStatus.UNAUTHORIZED:
             raise Unauthorized(f"{self.url} does not know EMONCMS_APIKEY (401): put the write key into .env")
         if status in (http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, http.HTTPStatus.REQUEST_URI_TOO_LONG):
-            raise Rejected(f"{status} {response.reason}")
+            raise Rejected(f"{status} {reason}")
         if status == http.HTTPStatus.NOT_FOUND:
             raise Unavailable(f"there is no EmonCMS at {self.url} (404): is the path in EMONCMS_URL right?")
-        if status < 400 and (target := response.headers["Location"]):  # noqa: PLR2004
+        if status < 400 and (target := reply.head.headers["Location"]):  # noqa: PLR2004
             raise Unavailable(f"{self.url} redirects to {target[:200]}: is EMONCMS_URL right?")
-        raise Unavailable(f"{self.url} answers {status} {response.reason} {text[:60]}".strip(), unclear=True)
+        raise Unavailable(f"{self.url} answers {status} {reason} {reply.text[:60]}".strip(), unclear=True)
 
     def _not_emoncms(self, text: str) -> Unavailable:
         if not text:
@@ -181,15 +137,3 @@ def _json(text: str) -> Any:  # noqa: ANN401 - whatever a server answers
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _reason(error: Exception, timeout: float) -> str:
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return "has a name that cannot be resolved"
-    if isinstance(error, TimeoutError):
-        return f"does not answer within {timeout:.0f} s"
-    if isinstance(error, ConnectionRefusedError):
-        return "refuses the connection: is its web server running?"
-    if isinstance(error, ConnectionError | http.client.IncompleteRead):
-        return "closed the connection without an answer"
-    return f"cannot be reached: {error}"

@@ -7,14 +7,13 @@ polled more often than the owner says, and less while it is slow or fails.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from envoy2emon.answer import StreamLost
-from envoy2emon.backlog import Backlog
 from envoy2emon.connection import Refused
-from envoy2emon.delivery import Delivery
+from envoy2emon.courier import Courier
 from envoy2emon.envoy import Envoy
-from envoy2emon.inputs import inverter_row
+from envoy2emon.inputs import Row, inverter_row
 from envoy2emon.outage import Outage, duration
 from envoy2emon.readings import BadReading, InverterReport, parse_inverters
 
@@ -78,21 +77,16 @@ class Poller:
 
 
 class Inverters:
-    """What becomes of reports: a row in the backlog for each that is news; and how it stands."""
+    """What becomes of reports: a row for each that is news; and how it stands."""
 
-    def __init__(self, node: str, backlog: Backlog, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, node: str, courier: Courier, left: Iterable[Row], wall: Callable[[], float] = time.time) -> None:
         self._node = node
-        self._backlog = backlog
+        self._courier = courier
         self._wall = wall
         self._dead: set[str] = set()
         self._reports: list[InverterReport] = []
-        # What an earlier run left in the backlog is on its way; all else is news.
-        self._taken = {next(iter(row.inputs)).partition("_")[0]: int(row.at) for row in backlog}
-
-    def look(self) -> None:
-        """Look after what waits."""
-        self._backlog.save()
-        self._backlog.say_losses()
+        # What an earlier run left is on its way; all else is news.
+        self._taken = {next(iter(row.inputs)).partition("_")[0]: int(row.at) for row in left}
 
     def take(self, reports: list[InverterReport]) -> None:
         """Take the reports of one poll."""
@@ -106,9 +100,9 @@ class Inverters:
         news = [report for report in self._reports if self._taken.get(report.serial) != report.reported_at]
         self._taken |= {report.serial: report.reported_at for report in news}
         if news:
-            self._backlog.append([inverter_row(report, self._node) for report in news])
+            self._courier.take([inverter_row(report, self._node) for report in news])
 
-    def status(self, poller: Poller, delivery: Delivery) -> str:
+    def status(self, poller: Poller) -> str:
         """Say how it stands, in words for STATUS=."""
         text = "no report yet"
         if reports := self._reports:  # the poller may replace them meanwhile
@@ -116,7 +110,7 @@ class Inverters:
             age = max(0.0, self._wall() - newest)  # the Envoy's clock may be ahead
             watts = sum(report.watts for report in reports)
             text = f"{len(reports)} inverters, {watts:.0f} W; newest report {duration(age)} ago"
-        text += f"; {delivery.status()}"
+        text += f"; {self._courier.status()}"
         if poller.outage.reason:
             text += f"; Envoy for {duration(poller.outage.seconds)}: {poller.outage.reason}"
         return text

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _OURS = 0x65326501  # SQLite's application_id: "e2e", layout 1
+_BRIDGED = " after a reboot"  # behind the boot's name: from then on times are only as right as a wall clock
 _DAMAGED = {11, 26}  # SQLITE_CORRUPT, SQLITE_NOTADB
 _IN_TROUBLE = {3, 5, 6, 7, 8, 10, 13, 14}  # PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN
 _LAYOUT = f"""
@@ -41,7 +42,7 @@ class Spool:
     """One daemon's file. `boot` names this boot of the machine; `wall_minus_monotonic` gives the clocks' distance in s.
 
     With `boot` None the rows' times are epoch seconds, which need no bridge from boot to boot. `holds_rows` tells
-    whether there is a file of ours, which is to say: rows wait in it.
+    whether there is a file of ours, which is to say: rows wait in it; `bridged`, that some came over a reboot.
     """
 
     def __init__(self, path: Path | None, boot: str | None, wall_minus_monotonic: Callable[[], float]) -> None:
@@ -52,6 +53,7 @@ class Spool:
         self._said = False
         self._unread: Exception | None = None  # why the file has to be set aside first
         self.holds_rows = False
+        self.bridged = False
 
     def load(self, now: float) -> tuple[list[Group], Progress]:
         """Return the rows saved by an earlier run; `now` is the monotonic time that none of them may exceed."""
@@ -84,7 +86,8 @@ class Spool:
                 )
                 file.execute("DELETE FROM rows WHERE first + count <= ?", (progress.delivered,))
                 flight = (progress.flight.end, progress.flight.sent_at) if progress.flight else (None, None)
-                state = (self._boot, self._wall(), progress.delivered, *flight)
+                boot = self._boot + _BRIDGED if self.bridged else self._boot
+                state = (boot, self._wall(), progress.delivered, *flight)
                 file.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?, ?)", state)
         except (OSError, sqlite3.Error) as error:
             if _code(error) in _DAMAGED:
@@ -103,7 +106,7 @@ class Spool:
             self.close()
             try:
                 self._path.unlink(missing_ok=True)
-                self.holds_rows = False
+                self.holds_rows = self.bridged = False
             except OSError as error:
                 self._say(error)
 
@@ -143,12 +146,14 @@ class Spool:
                 raise ValueError("rows are missing")
             newest = max(newest, rows[-1].at)
             groups.append(group)
-        shift = 0.0 if boot == self._boot else min(wall - self._wall(), now - newest)
+        same = boot.removesuffix(_BRIDGED) == self._boot
+        self.bridged = bool(self._boot) and boot != self._boot
+        shift = 0.0 if same else min(wall - self._wall(), now - newest)
         groups = [replace(group, shift=group.shift + shift) for group in groups]
-        flight = None if end is None else Flight(end, sent + shift, bridged=boot != self._boot)
+        flight = None if end is None else Flight(end, sent + shift, bridged=self.bridged)
         progress = Progress(delivered, flight)
         # All times in the file are of one boot.
-        if boot != self._boot and not self.save(groups, progress):
+        if not same and not self.save(groups, progress):
             self._leave(OSError("it is of an earlier boot"))
         return groups, progress
 

@@ -7,9 +7,8 @@ known.
 import threading
 from collections.abc import Callable
 
-from envoy2emon.backlog import Backlog
 from envoy2emon.bursts import Arrival, Bursts
-from envoy2emon.delivery import Delivery
+from envoy2emon.courier import Courier
 from envoy2emon.inputs import Selection, stream_row
 from envoy2emon.outage import duration
 from envoy2emon.reader import Reader
@@ -17,7 +16,7 @@ from envoy2emon.readings import MeterReading
 
 
 class Stream:
-    """What becomes of readings: dated, appended to the backlog as rows, shown; and how it stands.
+    """What becomes of readings: dated, delivered as rows, shown; and how it stands.
 
     The reader thread takes arrivals; the main thread looks after what has to wait, when it is woken.
     """
@@ -26,14 +25,14 @@ class Stream:
         self,
         node: str,
         selection: Selection,
-        backlog: Backlog,
+        courier: Courier,
         show: Callable[[MeterReading], None] | None,
         wake: Callable[[float], None],
         clock: Callable[[], float],
     ) -> None:
         self._node = node
         self._selection = selection
-        self._backlog = backlog
+        self._courier = courier
         self._show = show
         self._wake = wake
         self._clock = clock
@@ -53,8 +52,7 @@ class Stream:
         """Look after what waits, and return the seconds until it is to be looked after again."""
         with self._lock:
             wait = self._release()
-        self._backlog.save()
-        self._backlog.say_losses()
+        self._courier.look()
         return wait
 
     def close(self) -> None:
@@ -71,12 +69,12 @@ class Stream:
         if readings:
             self._latest = readings[-1]
             rows = [stream_row(reading, self._node, self._selection) for reading in readings]
-            self._backlog.append([row for row in rows if row.inputs])
+            self._courier.take([row for row in rows if row.inputs])
             if self._show:
                 for reading in readings:
                     self._show(reading)
 
-    def status(self, reader: Reader, delivery: Delivery) -> str:
+    def status(self, reader: Reader) -> str:
         """Say how it stands, in words for STATUS=."""
         if self._latest is None:
             text = "no reading yet"
@@ -87,7 +85,7 @@ class Stream:
                 if (powers := [phase["p"] for phase in self._latest.sections.get(name, {}).values() if "p" in phase])
             ]
             text = f"{', '.join(told) or 'reading'}; last reading {duration(self._clock() - self._latest.at)} ago"
-        text += f"; {delivery.status()}"
+        text += f"; {self._courier.status()}"
         if reader.outage.reason:
             text += f"; Envoy for {duration(reader.outage.seconds)}: {reader.outage.reason}"
         return text + (f"; {reader.bad} bad events skipped" if reader.bad else "")

@@ -2,9 +2,11 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from uuid import uuid4
 
 import pytest
@@ -17,6 +19,14 @@ from tests.emoncms import AnyEmonCMS
 from tests.meter import Meter
 
 StartDaemon = Callable[..., Daemon]
+
+
+def until(holds: Callable[[], bool], limit: float = 10.0) -> None:
+    """Wait until something holds of which nobody tells."""
+    end = time.monotonic() + limit
+    while not holds():
+        assert time.monotonic() < end, f"not within {limit} s"
+        Event().wait(0.005)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from tests.daemons import PROJECT
 
 PURE = ("sse", "readings", "inputs", "bursts", "dates")
 ENVOY_SIDE = {"answer", "connection", "digest", "gateway", "envoy", "enphase", "tokens", "token_file"}
-EMONCMS_SIDE = {"emoncms", "delivery", "backlog", "group", "spool", "dates"}
+EMONCMS_SIDE = {"emoncms", "exchange", "courier", "delivery", "backlog", "group", "spool", "dates"}
 
 TREES = {path.stem: ast.parse(path.read_text("utf-8")) for path in (PROJECT / "envoy2emon").glob("*.py")}
 COMMANDS = {room for room in TREES if room.startswith(("__main__", "check", "demo"))}

@@ -6,15 +6,16 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from envoy2emon.backlog import IDLE_S, Backlog
-from envoy2emon.dates import Flight
+from envoy2emon.backlog import Backlog
+from envoy2emon.dates import Flight, Progress
+from envoy2emon.group import Group
 from envoy2emon.inputs import Row
 from envoy2emon.spool import Spool
 from tests.daemons import PROJECT
@@ -255,13 +256,50 @@ def test_a_file_that_was_spoiled_is_written_anew(clock: Clock, tmp_path: Path) -
     assert len(saved) >= 60
 
 
-def test_waiting_ends_with_a_row(clock: Clock) -> None:
-    """The delivery thread sleeps until a row comes, but not through the whole of a pause that it asked for."""
-    one = backlog(clock, None)
-    threading.Timer(0.05, one.append, [[Row(1.0, "Envoy-S", {})]]).start()
-    one.wait(None)
-    assert len(one) == 1
-    assert IDLE_S <= 60
+class SlowDisk(Spool):
+    """A spool whose disk takes its time: as long as `busy` is locked."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "boot", lambda: 1e9)
+        self.busy, self.writing = threading.Lock(), threading.Event()
+
+    def save(self, groups: Iterable[Group], progress: Progress) -> bool:
+        """Wait, and save."""
+        self.writing.set()
+        with self.busy:
+            return super().save(groups, progress)
+
+
+def test_a_slow_disk_keeps_no_reading_waiting(clock: Clock, tmp_path: Path) -> None:
+    """While rows are being saved others are appended at once, and none of them is lost or saved twice."""
+    disk = SlowDisk(tmp_path / "stream.sqlite")
+    one = Backlog(DAY_ROWS, disk, clock)
+    for _ in range(40):
+        clock.now += 1
+        one.append([Row(clock.now, "Envoy-S", {"a": Decimal(1)})])
+    with disk.busy:
+        saving = threading.Thread(target=one.save)
+        saving.start()
+        assert disk.writing.wait(10)
+        read_meanwhile = threading.Thread(target=one.append, args=[[Row(clock.now + 1, "Envoy-S", {"a": Decimal(2)})]])
+        read_meanwhile.start()
+        read_meanwhile.join(10)
+        assert not read_meanwhile.is_alive()
+        assert one.oldest(100)[0] == 0
+        assert not one.sent(Flight(1, clock.now), at_once=True)  # that would wait
+        assert saving.is_alive()
+    saving.join()
+    one.save(now=True)
+    assert times(backlog(clock, tmp_path)) == times(one) == [1001.0 + n for n in range(41)]
+
+
+def test_what_is_on_disk_is_not_posted_in_passing(clock: Clock, tmp_path: Path) -> None:
+    """The disk has to learn of it first, which takes its time."""
+    one = backlog(clock, tmp_path)
+    assert one.sent(Flight(0, clock.now), at_once=True)
+    read(one, clock, 40)
+    assert not one.sent(Flight(40, clock.now), at_once=True)
+    assert one.sent(Flight(40, clock.now))
 
 
 DAY = """

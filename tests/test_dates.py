@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envoy2emon.dates import Arrived, ByAge, ByDate, Flight
+from envoy2emon.delivery import SAVED_SOON_S
 from envoy2emon.inputs import Row
 
 DAY_S = 86400.0
@@ -60,18 +61,18 @@ def test_a_form_names_the_dates_of_reports() -> None:
     age=st.floats(0, DAY_S),
     server_ahead=st.floats(-1e6, 2e9),
     now=st.floats(DAY_S, 1e7),
-    saving=st.one_of(st.just(0.0), st.floats(0, 60)),
+    saving=st.builds(float.__add__, st.integers(0, 60).map(float), st.floats(0, SAVED_SOON_S)),
 )
 def test_a_date_is_right_to_within_a_second(age: float, server_ahead: float, now: float, saving: float) -> None:
     """However old a row is and whatever EmonCMS's clock shows, its date is less than a second off.
 
-    What saving the flight took is cut to whole seconds too.
+    So it is after saving the flight took whole seconds, and hardly more.
     """
     row = Row(now - age, "Envoy-S", {"a": Decimal(1)})
     rows, fields = entries(ByAge().form([row], Flight(1, now), now + saving))
     date = math.floor(now + saving + server_ahead) - int(fields["sentat"][0]) + int(str(rows[0][0]))
     late = date - (row.at + server_ahead)
-    assert -1 - 1e-6 < late < 1 + saving % 1 + 1e-6
+    assert -1 - 1e-6 < late < 1 + SAVED_SOON_S + 1e-6
 
 
 def test_no_row_is_dated_into_the_future() -> None:
@@ -191,3 +192,42 @@ def test_a_report_older_than_the_last_is_not_lost() -> None:
     """A gateway whose clock was set back sends older dates: a later date in EmonCMS is no proof of them."""
     back = replace(REPORTS[3], at=90)
     assert ByDate().applied([REPORTS[0], back], Flight(2, 6.0, answered=True), reported(REPORTS[:1])) == 1
+
+
+def resumed(shown: Arrived, rows: Sequence[Row] = ELEVEN, *, bridged: bool = False) -> int:
+    """Return how many rows of an earlier run EmonCMS has for certain."""
+    return ByAge().resumed(iter(rows), shown, bridged=bridged)
+
+
+@pytest.mark.parametrize("count", range(4, 12))
+@pytest.mark.parametrize("later", [0.0, 0.9, 40.0])
+def test_what_an_earlier_run_had_delivered_is_seen(count: int, later: float) -> None:
+    """The row with the values and about the date that EmonCMS shows is the last that arrived."""
+    assert resumed(after(ELEVEN[:count], SENT_AT, SENT_AT + later)) == count
+
+
+def test_newer_values_than_all_rows_have_came_after_them() -> None:
+    """Rows go oldest first: if a later one has arrived, all have; unless a wrong clock dated them."""
+    newer = Row(SENT_AT + 20, "Envoy-S", {"p": Decimal(9999), "zero": Decimal(0)})
+    shown = after([*ELEVEN, newer], SENT_AT, SENT_AT + 25)
+    assert resumed(shown) == 11
+    assert resumed(shown, bridged=True) == 0
+    ahead = {name: (at + 3600, value) for name, (at, value) in shown.inputs.items()}
+    assert resumed(replace(shown, inputs=ahead)) == 0  # EmonCMS's clock was set: it shows the future
+
+
+def test_what_is_not_certain_goes() -> None:
+    """Older values, equal rows, and a post that was applied late prove nothing."""
+    before = replace(ELEVEN[0], at=ELEVEN[0].at - 20, inputs={"p": Decimal(7), "zero": Decimal(0)})
+    assert resumed(after([before])) == 0
+    assert resumed(after([])) == 0
+    assert resumed(after(EQUAL), EQUAL) == 0
+    assert resumed(after(ELEVEN, SENT_AT + 60, SENT_AT + 61)) == 0
+
+
+def test_reports_of_an_earlier_run_are_known_by_their_dates() -> None:
+    """All that EmonCMS has of the inverters' reports need not go again, and no other is taken for one of them."""
+    reports = [Row(1_700_000_000 + n, "roof", {f"{n % 3}_wNow": Decimal(n)}) for n in range(9)]
+    for count in range(10):
+        shown = {name: (int(row.at), float(value)) for row in reports[:count] for name, value in row.inputs.items()}
+        assert ByDate().resumed(reports, Arrived(shown, 0.0, 0.0, 0.0), bridged=False) == count

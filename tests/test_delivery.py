@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envoy2emon import emoncms as emoncms_room
+from envoy2emon import exchange
 from envoy2emon.backlog import Backlog
-from envoy2emon.dates import Arrived, ByAge, ByDate, Flight
-from envoy2emon.delivery import MOST_BAD_ROWS, MOST_ROWS, Delivery
+from envoy2emon.dates import Arrived, ByAge, ByDate, Flight, Progress
+from envoy2emon.delivery import MOST_BAD_ROWS, MOST_ROWS, SAVED_SOON_S, Delivery
 from envoy2emon.emoncms import Dropped, EmonCMS, Unauthorized, Unavailable
+from envoy2emon.group import Group
 from envoy2emon.inputs import Row
 from envoy2emon.outage import REFUSED_WAIT_S
 from envoy2emon.settings import Secret
@@ -50,6 +51,12 @@ class Tracked(ByAge):
         return super().form(rows, flight, now)
 
 
+def ages(form: str) -> list[int]:
+    """Return when a form's rows were read, in seconds from its arrival, which is below zero."""
+    fields = parse_qs(form)
+    return [entry[0] - int(fields["sentat"][0]) for entry in json.loads(fields["data"][0])]
+
+
 class Server:
     """EmonCMS in memory. `fault` is what the next post meets: a kind, and how many rows and inputs go in before it."""
 
@@ -61,6 +68,7 @@ class Server:
         self.log: list[tuple[float, int]] = []  # (the row's `at`, the date it got) as applied
         self.late: set[float] = set()  # rows that the server had kept waiting
         self._held: tuple[list[Row], list[int]] = ([], [])
+        self._trouble: Exception | None = None  # what the answer to the last post is
         self._inputs: dict[str, tuple[int, float]] = {}
 
     def connect(self) -> None:
@@ -68,17 +76,39 @@ class Server:
         if self.fault[0] == "refused":
             raise Unavailable("refused")
 
+    def ready(self) -> bool:
+        """Do as EmonCMS.ready."""
+        return self.fault[0] != "refused"
+
+    def send(self, form: str) -> None:
+        """Do as EmonCMS.send."""
+        self._trouble = None
+        try:
+            self.post(form)
+        except (Unavailable, Unauthorized) as trouble:
+            self._trouble = trouble
+
+    def applied(self, _seconds: float) -> bool:
+        """Do as EmonCMS.applied."""
+        return self._trouble is None
+
+    def finish(self) -> None:
+        """Do as EmonCMS.finish."""
+        if self._held[0]:
+            self.now += 60
+        if self._trouble:
+            raise self._trouble
+
     def post(self, form: str) -> None:
-        """Do as EmonCMS.post, and what the fault says."""
+        """Do what the fault says, and raise what the answer is."""
         (kind, rows, inputs), self.fault = self.fault, ("", 0, 0)
-        times = [entry[0] for entry in json.loads(parse_qs(form)["data"][0])]
+        times = ages(form)
         self.now += self.delay
         self._catch_up()
         if kind == "unauthorized":
             raise Unauthorized("401")
         if kind == "late":
             self._held = (self.tracked.rows, times)
-            self.now += 60
             raise Unavailable("silence", unclear=True)
         count = min(rows, len(times)) if kind else len(times)
         self._apply(self.tracked.rows[:count], times)
@@ -123,6 +153,21 @@ class Server:
         self._inputs |= {name: (date, float(value)) for name, value in inputs.items()}
 
 
+class Disk(Spool):
+    """A spool on a disk that may turn read-only."""
+
+    read_only = False
+
+    def save(self, groups: Iterable[Group], progress: Progress) -> bool:
+        """Save, if that is possible."""
+        return not self.read_only and super().save(groups, progress)
+
+    def clear(self) -> None:
+        """Remove the file, if that is possible."""
+        if not self.read_only:
+            super().clear()
+
+
 class World:
     """A daemon between a meter and the server, with its spool in a directory; `now` is its monotonic clock."""
 
@@ -135,8 +180,8 @@ class World:
 
     def start(self) -> None:
         """Start the daemon."""
-        spool = Spool(self.directory / "stream.sqlite", "boot", lambda: 1e9)
-        self.backlog = Backlog(86400, spool, lambda: self.server.now)
+        self.disk = Disk(self.directory / "stream.sqlite", "boot", lambda: 1e9)
+        self.backlog = Backlog(86400, self.disk, lambda: self.server.now)
         self.delivery = Delivery(
             self.backlog,
             self.server,  # type: ignore[arg-type]
@@ -150,6 +195,15 @@ class World:
         self.wait(gap)
         self.backlog.append([Row(self.server.now, "Envoy-S", self.values(len(self.appended)))])
         self.appended.append(self.server.now)
+
+    def bring(self, gap: float, kind: str, rows: int, inputs: int) -> None:
+        """Let a reading come that is posted in passing, if that is possible, and meets a fault, or none."""
+        self.read(gap)
+        self.server.fault = (kind, rows, inputs)
+        try:
+            self.delivery.in_passing()
+        except Killed:
+            self.kill()
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with the main thread's looks at the backlog."""
@@ -202,10 +256,12 @@ FAULTS = ("", "refused", "unauthorized", "late", "dropped", "fatal error", "kill
 def happenings(least_gap: float) -> st.SearchStrategy[list[tuple[object, ...]]]:
     """Draw what happens in turn; readings come at least so many seconds apart."""
     read = st.tuples(st.just("read"), st.floats(least_gap, 1.1))
-    post = st.tuples(st.just("post"), st.sampled_from(FAULTS), st.integers(0, 8), st.integers(0, 3))
+    meets = (st.sampled_from(FAULTS), st.integers(0, 8), st.integers(0, 3))
+    post = st.tuples(st.just("post"), *meets)
+    bring = st.tuples(st.just("bring"), st.floats(least_gap, 1.1), *meets)
     wait = st.tuples(st.just("wait"), st.floats(0.0, 40.0))
     end = st.tuples(st.sampled_from(("kill", "restart")))
-    return st.lists(st.one_of(read, read, post, post, wait, end), max_size=60)
+    return st.lists(st.one_of(read, bring, bring, post, post, wait, end), max_size=60)
 
 
 def distinct(number: int) -> dict[str, Decimal]:
@@ -261,7 +317,7 @@ class Slow(Server):
         if len(self.tracked.rows) < 5:
             super().post(form)
             return
-        times = [entry[0] for entry in json.loads(parse_qs(form)["data"][0])]
+        times = ages(form)
         self._apply(self.tracked.rows[:4], times)
         self._held = (self.tracked.rows[4:], [self._second() + age for age in times[4:]])
         raise Unavailable("cut", unclear=True)
@@ -297,6 +353,61 @@ def test_a_server_that_is_not_through_is_asked_again(tmp_path: Path) -> None:
 def test_a_slow_connection_makes_no_date_wrong(tmp_path: Path) -> None:
     """A row's age is taken when the connection stands."""
     eleven(FarAway(0.0, 0.0), tmp_path)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2])
+@pytest.mark.parametrize("applied", [0, 40, 100])
+def test_a_drain_that_the_disk_knows_nothing_of_is_not_repeated(tmp_path: Path, batches: int, applied: int) -> None:
+    """The disk turns read-only during an outage, and a kill ends the drain in the middle of a post."""
+    world = World(Server(1e6, 0.2), tmp_path, distinct)
+    for _ in range(300):
+        world.read(1.0)
+    world.wait(40.0)
+    world.post("fatal error", 0, 0)
+    world.wait(10.0)
+    world.disk.read_only = True
+    for _ in range(batches + 2):  # two of them are questions
+        world.post("", 0, 0)
+    world.post("killed", applied, 0)
+    world.drain()
+    world.judge()
+    assert set(world.appended) == {at for at, _ in world.server.log}
+
+
+@pytest.mark.parametrize("saving", [0.05, 0.4, 1.7])
+def test_a_disk_that_takes_its_time_makes_no_date_wrong(tmp_path: Path, saving: float) -> None:
+    """How long it took to save a flight is made whole seconds of, which EmonCMS is told."""
+    server = Server(1e6 + 0.5, 0.0)
+
+    class Slow(Disk):
+        def save(self, groups: Iterable[Group], progress: Progress) -> bool:
+            server.now += saving
+            return super().save(groups, progress)
+
+    world = World(server, tmp_path, distinct)
+    world.disk = Slow(tmp_path / "slow.sqlite", "boot", lambda: 1e9)
+    world.backlog = Backlog(86400, world.disk, lambda: server.now)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        server.now += seconds
+
+    world.delivery = Delivery(
+        world.backlog,
+        server,  # type: ignore[arg-type]
+        server.tracked,
+        lambda: server.now,
+        lambda: 0.0,
+        wait,
+    )
+    for number in range(100):
+        world.read(1.0 + number % 7 / 10)
+    world.wait(40)
+    world.drain()
+    assert all(abs(date - at - server.offset) < 1 + SAVED_SOON_S for at, date in server.log)
+    assert len(server.log) == 100
+    assert bool(waits) == (saving > SAVED_SOON_S)
 
 
 class Line:
@@ -354,7 +465,7 @@ def test_dates_are_right_whatever_the_clocks_show(emoncms: StandInEmonCMS, clock
 @pytest.mark.parametrize("fault", AWAY.values(), ids=AWAY.keys())
 def test_away_in_every_way(emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     """Rows are kept while EmonCMS is away; then all arrive, in order, once, but for the newest that had arrived."""
-    monkeypatch.setattr(emoncms_room, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(exchange, "ANSWER_TIMEOUT_S", 0.2)
     emoncms.fault = fault
     line = Line(emoncms, 11)
     assert line.delivery.step() in {0.0, 1.0, REFUSED_WAIT_S}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from envoy2emon import emoncms as room
+from envoy2emon import exchange as room
 from envoy2emon.emoncms import Dropped, EmonCMS, Rejected, Unauthorized, Unavailable
 from envoy2emon.settings import Secret
 from envoy2emon.standin import Fault, StandInEmonCMS
@@ -147,7 +147,7 @@ def test_a_connection_that_was_closed_while_idle_is_no_trouble(emoncms: StandInE
     one = client(emoncms)
     for number in range(3):
         one.post(FORM)
-        sock = one._connection.sock  # noqa: SLF001 - who else could know that it is closed
+        sock = one._exchange._connection.sock  # noqa: SLF001 - who else could know that it is closed
         assert sock.recv(1) == b""  # the server's farewell
         assert len(emoncms.rows) == number + 1
     emoncms.max_requests = 2

@@ -1,11 +1,13 @@
 """Nothing lost, nothing doubled: the daemons as processes, their neighbours on sockets."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +16,10 @@ import pytest
 
 from envoy2emon.backlog import Backlog
 from envoy2emon.bursts import Arrival
+from envoy2emon.courier import Courier
+from envoy2emon.dates import ByAge
+from envoy2emon.delivery import Delivery
+from envoy2emon.emoncms import EmonCMS
 from envoy2emon.inputs import Selection
 from envoy2emon.readings import parse_event
 from envoy2emon.simulator import SimulatedEnvoy
@@ -21,7 +27,7 @@ from envoy2emon.simulator_site import THREE_PHASE_EVENT
 from envoy2emon.spool import Spool
 from envoy2emon.standin import Fault, StandInEmonCMS
 from envoy2emon.stream import Stream
-from tests.conftest import StartDaemon
+from tests.conftest import StartDaemon, until
 from tests.daemons import Daemon, altered, skip_or_fail
 from tests.emoncms import FAULTS
 from tests.faultproxy import FaultProxy
@@ -104,8 +110,8 @@ def test_away_on_the_network(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: 
 
 # EmonCMS's timeouts are for a Raspberry Pi that is busy.
 IMPATIENT = """
-import envoy2emon.emoncms as emoncms
-emoncms.CONNECT_TIMEOUT_S = emoncms.ANSWER_TIMEOUT_S = 0.5
+import envoy2emon.exchange as exchange
+exchange.CONNECT_TIMEOUT_S = exchange.ANSWER_TIMEOUT_S = 0.5
 """
 
 
@@ -165,22 +171,40 @@ def test_away_without_a_trace(
 
 
 def test_a_connection_that_is_closed_while_idle_is_no_trouble(
-    daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter
+    daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, tmp_path: Path
 ) -> None:
     """Whether it was closed before the post or as it went out: it goes again at once, and nobody hears of it."""
     meter.emoncms.idle_timeout = 0.1
-    one = stream(daemon, envoy)
+    idle = altered(tmp_path / "idle", "import envoy2emon.exchange as exchange\nexchange.BUSY_S = 0.3\n")
+    one = daemon("stream", QUICK | idle, STREAM_KEYS="wNow,frequency")
+    envoy.wait_for_stream()
     meter.send(2, 0.5)
     meter.emoncms.idle_timeout = 5.0
     before = meter.emoncms.connections
     meter.send(1)
     meter.wait_for(3)
     assert meter.emoncms.connections == before + 1
+    meter.send(2, 0.5)
+    meter.wait_for(5)
     meter.emoncms.fail_next(Fault("cut"))
-    meter.send(1)
+    meter.send(2, 0.5)
     meter.all_arrived()
     assert meter.emoncms.connections == before + 2
     assert meter.emoncms.rows[-1].arrived - meter.emoncms.rows[-2].arrived < 1.0  # the shortest wait
+    assert troubles(one) == []
+
+
+def test_an_answer_that_is_lost_on_a_busy_connection_is_no_trouble(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter
+) -> None:
+    """Whether a row follows, or none: it goes again soon, and nobody hears of it."""
+    one = stream(daemon, envoy)
+    meter.send(5)
+    meter.wait_for(5)
+    for count in (1, 3):
+        meter.emoncms.fail_next(Fault("cut"))
+        meter.send(count)
+        meter.all_arrived()
     assert troubles(one) == []
 
 
@@ -235,7 +259,9 @@ def test_what_is_held_at_sigterm_is_kept() -> None:
     """Readings that wait to be dated, since more may follow on their heels, become rows when the process ends."""
     backlog = Backlog(100, Spool(None, "boot", lambda: 0.0), lambda: 50.0)
     selection = Selection(("prod",), ("ph-a",), ("wNow",), Decimal(0), net_calculated=False)
-    main = Stream("Envoy-S", selection, backlog, None, lambda _: None, lambda: 50.0)
+    away = EmonCMS("http://127.0.0.1:9/emoncms", None)
+    courier = Courier(backlog, Delivery(backlog, away, ByAge(), lambda: 50.0, lambda: 0.0), lambda: 50.0)
+    main = Stream("Envoy-S", selection, courier, None, lambda _: None, lambda: 50.0)
     main.take(Arrival(50.0, tuple(parse_event(THREE_PHASE_EVENT, 50.0) for _ in range(3))))
     assert len(backlog) == 0
     main.close()
@@ -322,6 +348,29 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", directory], check=True)
 
 
+def rows_saved(directory: Path) -> int:
+    """Count the rows on a disk."""
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(directory / "stream.sqlite")) as file:
+        return int(file.execute("SELECT sum(count) FROM rows").fetchone()[0] or 0)
+    return 0
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Give a directory and let nothing be made or removed there (+i), or let it again (-i), as chattr(1) does."""
+    directory = tmp_path / "frozen"
+    directory.mkdir()
+
+    def freeze(mode: str) -> Path:
+        command = ["chattr", mode, str(directory)]
+        if not shutil.which("chattr") or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+            skip_or_fail("only root may freeze a directory (chattr +i)", "REQUIRE_MOUNT")
+        return directory
+
+    yield freeze
+    subprocess.run(["chattr", "-i", str(directory)], check=False)
+
+
 @pytest.mark.parametrize("options", ["size=12k", "ro"], ids=["full", "read-only"])
 def test_a_disk_that_takes_nothing_is_said_once(
     daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, small_disk: Callable[[str], Path], options: str
@@ -338,6 +387,34 @@ def test_a_disk_that_takes_nothing_is_said_once(
     meter.all_arrived()
     assert len([line for line in one.lines if "cannot be saved" in line]) == 1
     assert one.process.poll() is None
+
+
+@pytest.mark.parametrize("mode", ["+i", "-i"], ids=["still", "no more"])
+def test_a_disk_that_turns_read_only_sends_nothing_again(
+    daemon: StartDaemon,
+    envoy: SimulatedEnvoy,
+    meter: Meter,
+    frozen: Callable[[str], Path],
+    mode: str,
+) -> None:
+    """What the disk could take no note of is asked for at the next start: all rows of the outage arrive once."""
+    disk = frozen("-i")
+    meter.emoncms.fault = AWAY
+    one = daemon("stream", QUICK | {"STATE_DIRECTORY": str(disk)}, STREAM_KEYS="wNow,frequency")
+    envoy.wait_for_stream()
+    meter.send(330, 0.01)
+    held(one, 330)
+    until(lambda: rows_saved(disk) > 0)
+    frozen("+i")
+    one.wait_for_notify("backlog 330, for [6-9] s", 15)  # a date may be off by a second, and so may another
+    meter.send(3)
+    meter.emoncms.fault = None
+    meter.all_arrived()
+    frozen(mode)
+    restart(one, envoy, kill=True)
+    one.wait_for_line(r"INFO EmonCMS: has \d+ rows already of those that an earlier run saved", 15)
+    meter.send(5)
+    meter.all_arrived()
 
 
 def test_without_a_state_directory_it_runs(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
