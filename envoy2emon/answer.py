@@ -20,12 +20,14 @@ class StreamLost(Exception):
     """The gateway is away, slow or broke off: try again soon.
 
     nobody_there: there is no such name, or no way to it; shut: this port refuses connections.
+    knocks: how many connections the attempt had opened, or tried to; none if it lost what was good.
     """
 
     def __init__(self, reason: str, *, nobody_there: bool = False, shut: bool = False) -> None:
         super().__init__(reason)
         self.nobody_there = nobody_there
         self.shut = shut
+        self.knocks = 0
 
 
 class Answer:

@@ -29,9 +29,13 @@ class Refused(Exception):
 
 
 class Connection:
-    """The way to one gateway; with `pin`, the SHA-256 of its certificate in hex, to that one only."""
+    """The way to one gateway; with `pin`, the SHA-256 of its certificate in hex, to that one only.
+
+    opened: how many connections were tried so far, those that were refused included.
+    """
 
     def __init__(self, pin: str | None) -> None:
+        self.opened = 0
         self._pin = pin
         self._fingerprint = ""
         self._session = SimpleCookie()
@@ -78,6 +82,7 @@ class Connection:
         parts = urlsplit(url)
         host, secure = parts.hostname or "", parts.scheme == "https"
         port = parts.port or (443 if secure else 80)
+        self.opened += 1
         try:
             sock = socket.create_connection((host, port), CONNECT_TIMEOUT_S, all_errors=True)
         except (socket.gaierror, UnicodeError) as error:

@@ -19,7 +19,8 @@ _LONGEST_REASON = 500
 class Outage:
     """What one loop knows of its neighbour's trouble; times in seconds on the monotonic clock.
 
-    Waits double from 1 s to `most`; jitter only lengthens them, so that six attempts a minute stay the limit.
+    Waits double from 1 s to `most`; jitter only lengthens them. Where `most` is 30 s, connections that come one a wait
+    are six in a minute: after 0, 1, 3, 7, 15, 31 s. So each one has to earn a wait, also of two that come at once.
     """
 
     def __init__(self, neighbour: str, most: float, clock: Callable[[], float], jitter: Callable[[], float]) -> None:
@@ -29,6 +30,7 @@ class Outage:
         self._clock = clock
         self._jitter = jitter
         self._wait = 1.0
+        self._owed = 0  # waits, for connections; below 0 after an attempt that needed none
         self._since = 0.0
         self._ended = float("-inf")
         self._told = 0  # the level at which the journal heard of this outage
@@ -39,10 +41,11 @@ class Outage:
         """How long it has lasted; 0 when there is none."""
         return self._clock() - self._since if self.reason else 0.0
 
-    def fails(self, reason: str, *, refused: bool = False) -> float:
+    def fails(self, reason: str, *, refused: bool = False, knocks: int = 1) -> float:
         """Note a failed attempt and return the seconds to wait before the next one.
 
         refused: the neighbour is there but does not want us, which the owner has to mend: an ERROR, and few attempts.
+        knocks: how many connections the attempt has cost; none if it lost one that was good.
         """
         now = self._clock()
         reason = " ".join(reason.split())[:_LONGEST_REASON]  # what a neighbour sent may be in it
@@ -58,8 +61,12 @@ class Outage:
         self.reason = reason
         if refused:
             return REFUSED_WAIT_S
-        wait, self._wait = self._wait, min(self._most, self._wait * 2)
-        return wait * (1 + 0.2 * self._jitter())
+        self._owed += knocks
+        wait = 0.0
+        while self._owed > 0 or not wait:
+            wait, self._wait = wait + self._wait, min(self._most, self._wait * 2)
+            self._owed -= 1
+        return min(self._most, wait) * (1 + 0.2 * self._jitter())
 
     def ends(self, news: str = "") -> None:
         """Note that the neighbour answers; `news` says what becomes of what had to wait."""
@@ -67,6 +74,7 @@ class Outage:
             level = logging.INFO if self._told else logging.DEBUG
             _log.log(level, "%s: back after %s%s", self._neighbour, duration(self.seconds), news)
             self.reason = ""
+            self._owed = 0
             self._ended = self._clock()
 
     def steady(self) -> None:

@@ -79,7 +79,7 @@ def test_a_connection_is_kept(scripted: Scripted, answer: bytes) -> None:
     """What was read to its end leaves the connection to the next question."""
     gateway, way = scripted(answer, answer, answer), Connection(None)
     assert [text(way, gateway) for _ in range(3)] == ["ok"] * 3
-    assert gateway.connections == 1
+    assert gateway.connections == way.opened == 1
     assert gateway.questions[0].startswith(b"GET /x HTTP/1.1\r\nHost: 127.0.0.1:")
     assert gateway.questions[0].endswith(b"\r\n\r\n")
 
@@ -190,8 +190,10 @@ def test_all_addresses_of_a_name_count(
         raise ExceptionGroup("create_connection failed", errors)
 
     monkeypatch.setattr(socket, "create_connection", fail)
+    way = Connection(None)
     with pytest.raises(StreamLost, match=words) as raised:
-        Connection(None).get("https://envoy.local", "/info", 5)
+        way.get("https://envoy.local", "/info", 5)
+    assert way.opened == 1
     assert (raised.value.nobody_there, raised.value.shut) == (nobody_there, shut)
 
 

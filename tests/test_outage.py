@@ -42,6 +42,19 @@ def test_waits_double(clock: Time) -> None:
     assert all(0 <= default_jitter() <= 1 for _ in range(99))
 
 
+def test_each_connection_earns_its_wait(clock: Time) -> None:
+    """Two connections at once are followed by the sum of two waits, never more than the longest; none costs one."""
+    one = outage(clock)
+    assert [one.fails("away", knocks=knocks) for knocks in (2, 1, 2, 1)] == [1 + 2, 4, 8 + 16, 32]
+    one = outage(clock)
+    assert [one.fails("away", knocks=knocks) for knocks in (0, 1, 2, 1)] == [1, 2, 4, 8]  # the first left one to spare
+    assert one.fails("away", knocks=9) == 60
+    one = outage(clock)
+    one.fails("away", knocks=0)
+    one.ends()
+    assert one.fails("away", knocks=2) == 2 + 4
+
+
 def test_who_refuses_us_is_asked_every_five_minutes(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
     """A trouble that the owner has to mend is an ERROR, once, and is tried again seldom."""
     one = outage(clock)
