@@ -18,6 +18,8 @@ from envoy2emon.outage import Outage, duration
 from envoy2emon.readings import BadReading, InverterReport, parse_inverters
 
 MOST_WAIT_S = 300.0
+# However short the interval: connections that fail are six in a minute.
+KNOCKS_WAIT_S = 30.0
 # Units that were taken off the roof keep their last report for years, watts and all (HA 103871).
 DEAD_AFTER_S = 7 * 86400
 
@@ -37,7 +39,7 @@ class Poller:
         jitter: Callable[[], float],
         wait: Callable[[float], object] = _NOTHING.wait,
     ) -> None:
-        self.outage = Outage("Envoy", MOST_WAIT_S, clock, jitter)
+        self.outage = Outage("Envoy", KNOCKS_WAIT_S, clock, jitter)
         self._envoy = envoy
         self._take = take
         self._interval = interval
@@ -57,11 +59,13 @@ class Poller:
                 reports, skipped = parse_inverters(self._envoy.inverters())
                 self._take(reports)
                 self.outage.ends()
+                self.outage.steady()
                 self._say_skipped(skipped)
                 good = True
-            except (StreamLost, BadReading) as trouble:
-                bad = isinstance(trouble, BadReading)
-                self.outage.fails(f"the inverters' answer is {trouble}" if bad else str(trouble))
+            except BadReading as trouble:
+                self.outage.fails(f"the inverters' answer is {trouble}")
+            except StreamLost as trouble:
+                least = self.outage.fails(str(trouble), knocks=trouble.knocks)
             except Refused as trouble:
                 least = self.outage.fails(str(trouble), refused=True)
             took = self._clock() - started

@@ -198,6 +198,12 @@ def test_failing_gateway_is_polled_less(failure: str | Exception) -> None:
     assert ScriptedEnvoy(*script).poll(20) == [20, 40, 80, 160, 300, 300, 300, 20]
 
 
+def test_a_good_answer_ends_all_waits() -> None:
+    """After a long failure and a good answer the next failure doubles the interval, and no more."""
+    away = (0.0, StreamLost("away"))
+    assert ScriptedEnvoy(*[away] * 9, (0.0, GOOD), away, (0.0, GOOD)).poll(1)[-2:] == [1, 2]
+
+
 def test_never_more_often_than_asked() -> None:
     """An interval above five minutes is kept whatever fails."""
     assert ScriptedEnvoy((1.0, StreamLost("away")), (500.0, GOOD), (0.0, GOOD)).poll(900) == [900, 900]
