@@ -1,7 +1,8 @@
 """Logged in to the gateway: the stream, the reports, the inverters.
 
 The law of this file: credentials go to this one host. What /info says decides how to log in, and it is asked again
-whenever that fails: Enphase changes firmware without notice (D5 to D7.6 in 18 minutes).
+whenever that fails: Enphase changes firmware without notice (D5 to D7.6 in 18 minutes). Every door is asked at first,
+after a good gateway's first failure, and when waits are long; in between an attempt is one connection: six a minute.
 """
 
 import logging
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from envoy2emon.digest import Digest
 
 _OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
+_SPARING = (2, 3, 4, 5)  # after so many failures in a row the waits are shorter than 30 s
 _log = logging.getLogger(__name__)
 
 
@@ -37,13 +39,14 @@ class Envoy:
     def __init__(self, config: Config, tokens: Tokens, *, inverters: bool = False) -> None:
         self.gateway: Gateway | None = None
         self.connection = Connection(config.envoy_cert_sha256)
-        self._host = config.envoy_host
+        self._doors = gateway.doors(config.envoy_host)
         self._serial = config.envoy_serial
         self._inverters = inverters
         self._user = config.envoy_inverters_user if inverters else config.envoy_user
         self._password = config.envoy_inverters_password if inverters else config.envoy_password
         self._tokens = tokens
-        self._settled = False
+        self._failed = 1  # attempts in a row, and 1 at the start: every door is to be asked
+        self._heard = False  # whether /info was good when it was asked last
         self._digest: Digest | None = None
         self._token: Token | None = None
 
@@ -64,14 +67,18 @@ class Envoy:
         with self._open("/stream/meter", silence) as answer:
             yield answer.chunk
 
-    def detect(self) -> Gateway:
-        """Ask /info. Raises StreamLost, Refused."""
-        found = gateway.detect(self.connection, self._host, self._serial)
+    def detect(self, *doors: str) -> Gateway:
+        """Ask for /info at these doors, or else at each, first where it was good last. Raises StreamLost, Refused."""
+        self._heard = False
+        doors = doors or tuple(sorted(self._doors, key=lambda url: not self.gateway or url != self.gateway.url))
+        found = gateway.detect(self.connection, doors, self._serial)
+        self._heard = True
         if found != self.gateway:
             _log.info(
                 "Envoy: %s, firmware %s, serial number ending in %s", found.url, found.firmware, found.serial[-4:]
             )
             self._digest = self._token = None
+            self._failed = 0  # whatever failed was not this gateway
         self.gateway = found
         return found
 
@@ -80,18 +87,37 @@ class Envoy:
             return answer.text()
 
     def _open(self, path: str, silence: float) -> Answer:
-        """Return a good answer, its body unread; log in again, once, if the gateway wants it."""
-        known = self.gateway if self._settled else None
-        self._settled = False  # unless all goes well: it may be another gateway by the next attempt
-        known = known or self.detect()
+        """Return a good answer, its body unread, and note how the attempt went."""
+        opened = self.connection.opened
+        try:
+            return self._attempt(path, silence)
+        except StreamLost as trouble:
+            self._failed += 1
+            trouble.knocks = self.connection.opened - opened
+            raise
+        except Refused as trouble:
+            self._failed = 0 if isinstance(trouble, NotAllowed) else 1
+            raise
+
+    def _known(self) -> Gateway:
+        """Return which gateway it is: ask every door, or one, or none where it was not /info that failed."""
+        if self._failed and self._failed not in _SPARING:
+            return self.detect()
+        if self.gateway and self._heard:
+            return self.gateway
+        return self.detect(self.gateway.url if self.gateway else self._doors[self._failed % len(self._doors)])
+
+    def _attempt(self, path: str, silence: float) -> Answer:
+        """Return a good answer; log in again, once, if the gateway wants it."""
+        known = self._known()
         answer = self._ask(known, path, silence)
         if _denied(known, answer):
             answer.close()
             known = self._mend(known)
             answer = self._ask(known, path, silence)
         denied, status = _denied(known, answer), answer.status
-        self._settled = status == _OK or (known.needs_token and denied)
         if status == _OK:
+            self._failed = 0
             return answer
         answer.close()
         if denied:
@@ -102,7 +128,7 @@ class Envoy:
 
     def _mend(self, before: Gateway) -> Gateway:
         """After a refusal: find out what the gateway wants now. Raises Refused if that is what it was given."""
-        now = self.detect()
+        now = self.detect(before.url)
         if now.needs_token:
             self._login(now)
         elif now == before:

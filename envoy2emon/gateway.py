@@ -4,6 +4,7 @@ The law of this file: nothing secret is sent, no token will go out by plain http
 D8.2 redirect http to https, some of them to https://localhost (pyenphase).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -25,10 +26,10 @@ class Gateway:
     needs_token: bool
 
 
-def detect(connection: Connection, host: str, serial: str | None) -> Gateway:
-    """Ask `host` (ENVOY_HOST) for /info; `serial` counts more than what it says. Raises StreamLost, Refused."""
+def detect(connection: Connection, doors: Sequence[str], serial: str | None) -> Gateway:
+    """Ask one door after the other for /info; `serial` counts more than what it says. Raises StreamLost, Refused."""
     reasons = []
-    for url in _urls(host):
+    for url in doors:
         try:
             with connection.get(url, "/info", ANSWER_TIMEOUT_S) as answer:
                 if answer.status == HTTPStatus.OK:
@@ -41,7 +42,8 @@ def detect(connection: Connection, host: str, serial: str | None) -> Gateway:
     raise StreamLost("; ".join(dict.fromkeys(reasons)))
 
 
-def _urls(host: str) -> list[str]:
+def doors(host: str) -> list[str]:
+    """Return the urls at which the gateway of ENVOY_HOST may be, the likelier one first."""
     if "://" in host:
         return [host]
     # With a port of the owner's both questions go to one door, and a plain server there may wait for more of a TLS

@@ -72,7 +72,7 @@ class Reader:
             except Refused as trouble:
                 wait = self._refused(str(trouble))
             except StreamLost as trouble:
-                wait = self.outage.fails(str(trouble))
+                wait = self.outage.fails(str(trouble), knocks=trouble.knocks)
             self._wait(wait)
 
     def _refused(self, reason: str) -> float:

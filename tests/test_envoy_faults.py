@@ -275,6 +275,16 @@ def test_attempts(daemon: StartDaemon, envoy: SimulatedEnvoy, proxy: FaultProxy)
     assert not envoy.requests
 
 
+def test_two_connections_at_once(daemon: StartDaemon, proxy: FaultProxy) -> None:
+    """An attempt that tries http and https is followed by the waits of two: 1 s and 2 s."""
+    proxy.reset()
+    daemon("stream", ENVOY_HOST=f"{proxy.host}:{proxy.port}")
+    proxy.wait_for(lambda: len(proxy.attempts) == 3)
+    first, second, third = proxy.attempts
+    assert second - first < 0.5
+    assert 3.0 <= third - second < 4.3
+
+
 class Script:
     """What a reader meets, on a clock of its own: an error, or a stream that holds for so many seconds."""
 

@@ -101,6 +101,28 @@ def test_upgrade_overnight(
     assert not [line for line in stream.lines + inverters.lines if "ERROR" in line]
 
 
+def test_upgrade_before_the_first_reading(envoy: SimulatedEnvoy) -> None:
+    """A gateway that is another one by the attempt after its first /info is found by that attempt."""
+    one = client(envoy, ENVOY_TOKEN=token_for(envoy))
+    envoy.answers[STREAM] = Answer(503)
+    with pytest.raises(StreamLost, match="answers 503"):
+        one.stream(1).__enter__()
+    envoy.answers.clear()
+    envoy.upgrade("D8.3.6086")
+    with one.stream(1):
+        envoy.wait_for_stream()
+
+
+def test_who_is_refused_asks_who_is_there(envoy: SimulatedEnvoy) -> None:
+    """Each attempt after Refused asks /info again: in five minutes it may be another gateway."""
+    envoy.upgrade("D8.3.6086")
+    one = client(envoy)
+    for attempts in (1, 2, 3):
+        with pytest.raises(Refused, match="wants a token"):
+            one.inverters()
+        assert asked(envoy) == [("/info", 200)] * attempts
+
+
 def test_upgrade_without_token(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
     """Where no token can be had after an upgrade, one ERROR says what to put into .env."""
     process = daemon("stream", environment={"WATCHDOG_USEC": "300000"})
@@ -301,7 +323,7 @@ def test_detection(host: str, lost: StreamLost, expected: list[str]) -> None:
     """
     doors: Any = Doors(lost)
     with pytest.raises(StreamLost):
-        gateway.detect(doors, host, None)
+        gateway.detect(doors, gateway.doors(host), None)
     assert doors.asked == [f"{url}/info" for url in expected]
 
 
