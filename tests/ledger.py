@@ -191,6 +191,16 @@ def busiest_minute(run: Sequence[float]) -> int:
     return max((sum(at <= other < at + MINUTE_S for other in run) for at in run), default=0)
 
 
+def hammered(visits: Sequence[Visit], starts: Sequence[float], failing: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the counts of connections that are too many for a minute of one run, each within one fault.
+
+    failing: when no connection can have succeeded, so that each was one in vain. A login needs several.
+    """
+    lives = runs([visit.begin for visit in visits], starts)
+    counts = [busiest_minute([at for at in life if begin <= at < end]) for life in lives for begin, end in failing]
+    return [count for count in counts if count > MOST_ATTEMPTS]
+
+
 def hasty(run: Sequence[float], failing: Sequence[tuple[float, float]], interval: float) -> list[float]:
     """Return the waits that were too short between polls that failed: with each failure in a row they double.
 

@@ -38,6 +38,7 @@ from tests.ledger import (
     Verdict,
     attempts,
     busiest_minute,
+    hammered,
     hasty,
     impatient,
     judge_reports,
@@ -186,6 +187,7 @@ class Soak:
         for name, life in ((name, life) for name, each in lives.items() for life in each):
             if waits := impatient(life, self.refusing):
                 self.complaints.append(f"{name}: asked again {waits} s after it was refused")
+        self._count_connections()
         starts = [*self.diaries["stream"].starts, math.inf]
         for life, when in zip(lives["stream"], pairwise(starts), strict=True):
             if late := tardy(life, (when[0], min(when[1], self.sent[-1][0])), self.losing):
@@ -194,6 +196,11 @@ class Soak:
             if waits := hasty(life, self.failing, POLLS_EVERY_S):
                 self.complaints.append(f"inverters: polls that failed were repeated after {waits} s")
         return busiest
+
+    def _count_connections(self) -> None:
+        for name, proxy in self.to_envoy.items():
+            if counts := hammered(proxy.visits, self.diaries[name].starts, self.failing):
+                self.complaints.append(f"{name}: {counts} connections in a minute, none of which could succeed")
 
     def _send_events(self) -> None:
         random = Random(f"{self._seed} events")

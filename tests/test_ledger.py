@@ -13,6 +13,7 @@ from tests.ledger import (
     Verdict,
     attempts,
     busiest_minute,
+    hammered,
     hasty,
     impatient,
     judge_reports,
@@ -120,6 +121,18 @@ def test_the_busiest_minute_is_found() -> None:
     assert busiest_minute(kept) == MOST_ATTEMPTS
     assert busiest_minute(sorted([*kept, 159.9])) == MOST_ATTEMPTS + 1
     assert busiest_minute([]) == 0
+
+
+def test_connections_in_vain_are_counted_one_by_one() -> None:
+    """Six in a minute of one fault are well, two an attempt are not; a login before it, and another run, are not in."""
+    login = [Visit(begin, begin) for begin in (99.7, 99.8, 99.9)]
+    kept = [Visit(100.0 + at, 100.0 + at) for at in (1, 3, 3, 7, 15, 31)]
+    assert hammered([*login, *kept], [0.0], [(100.0, 140.0)]) == []
+    twice = [visit for visit in kept for _ in range(2)]
+    assert hammered(twice, [0.0], [(100.0, 140.0)]) == [12]
+    assert hammered(twice, [0.0, 102.5], [(100.0, 140.0)]) == [10]
+    assert hammered(twice, [0.0], [(100.0, 107.5), (107.5, 140.0)]) == [8]
+    assert hammered(twice, [0.0, 106.0], [(100.0, 140.0)]) == []
 
 
 def test_each_run_has_minutes_of_its_own() -> None:
