@@ -1,9 +1,11 @@
 """The clocks of a daemon that runs, moved by a test: without root, and nobody else's clock moves.
 
 The law of this file: a jump moves what the process reads as wall clock and nothing else; a reboot gives the machine
-another boot's name and starts its monotonic clock at 0.
+another boot's name and starts its monotonic clock at 0; time that runs faster does so for both clocks and for all that
+the process waits for by itself, while its sockets keep the true time.
 """
 
+import calendar
 import os
 import time
 from pathlib import Path
@@ -14,25 +16,49 @@ from tests.daemons import altered
 _BEFORE_ALL_ELSE = """
 import os, time
 wall, wall_ns, monotonic = time.time, time.time_ns, time.monotonic
-booted_at = float(os.environ["BOOTED_AT"])
+booted_at, faster = float(os.environ["BOOTED_AT"]), {faster}
 def ahead():
     with open({path!r}) as file:
         return int(file.read())
-time.time = lambda: wall() + ahead()
-time.time_ns = lambda: wall_ns() + ahead() * 10**9
-time.monotonic = lambda: monotonic() - booted_at
+def gained():
+    return (monotonic() - {began!r}) * (faster - 1)
+time.time = lambda: wall() + ahead() + gained()
+time.time_ns = lambda: wall_ns() + int((ahead() + gained()) * 10**9)
+time.monotonic = lambda: monotonic() + gained() - booted_at
+"""
+# coverage may have imported threading before; Event.wait is Condition.wait.
+_WAITS = """
+import queue, threading
+threading._time = time.monotonic
+def wait(self, timeout=None, wait=threading.Condition.wait):
+    return wait(self, timeout and timeout / faster)
+threading.Condition.wait = wait
+class SimpleQueue(queue.SimpleQueue):
+    def get(self, block=True, timeout=None):
+        return super().get(block, timeout and timeout / faster)
+queue.SimpleQueue = SimpleQueue
 """
 
 
 class Clocks:
-    """The clocks of every process that is started with this `environment`. ahead: of the true time, in seconds."""
+    """The clocks of every process that is started with this `environment`. ahead: by what they jumped, in seconds.
 
-    def __init__(self, directory: Path) -> None:
+    faster: how many seconds pass for these processes in a true one.
+    """
+
+    def __init__(self, directory: Path, faster: int = 1) -> None:
         self._file = directory / "ahead"
-        code = _BEFORE_ALL_ELSE.format(path=str(self._file))
+        self._faster = faster
+        self._began = time.monotonic()
+        code = _BEFORE_ALL_ELSE + (_WAITS if faster > 1 else "")
+        code = code.format(path=str(self._file), faster=faster, began=self._began)
         self.environment = {**altered(directory, code), "BOOTED_AT": "0"}
         self.ahead = 0
         self.jump(0)
+
+    def now(self) -> float:
+        """Return what these processes read as wall clock."""
+        return time.time() + self.ahead + self._gained()
 
     def jump(self, seconds: int) -> None:
         """Let the wall clock jump by so much, in what runs and in what is started later."""
@@ -43,4 +69,13 @@ class Clocks:
 
     def reboot(self) -> None:
         """Let what is started from now on be of another boot of the machine, which has just begun."""
-        self.environment |= {"BOOTED_AT": str(time.monotonic()), "ENVOY2EMON_BOOT_ID": uuid4().hex}
+        booted_at = time.monotonic() + self._gained()
+        self.environment |= {"BOOTED_AT": str(booted_at), "ENVOY2EMON_BOOT_ID": uuid4().hex}
+
+    def _gained(self) -> float:
+        return (time.monotonic() - self._began) * (self._faster - 1)
+
+
+def said_at(line: str) -> int:
+    """Return the date of a line of the log, epoch s by the clock of the process that wrote it."""
+    return calendar.timegm(time.strptime(line.split(maxsplit=1)[0], "%Y-%m-%dT%H:%M:%SZ"))

@@ -9,15 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Condition, Thread
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 from uuid import uuid4
 
 import pytest
 
 PROJECT = Path(__file__).parent.parent
+T = TypeVar("T")
 _SECRET = re.compile(r"PASSWORD|TOKEN$|APIKEY")
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+")
 # What coverage's patch `subprocess` needs to measure the daemons: it starts in each of them from a .pth file.
@@ -105,6 +106,15 @@ class Daemon:
         """Return the match of the first notification that has one, as wait_for_line does."""
         return self._wait_for(self.notifications, pattern, timeout)
 
+    def wait_for(self, predicate: Callable[[], T], timeout: float = 10.0, what: str = "such line") -> T:
+        """Return what the predicate gives as soon as that is true, looked at with every line, or as wait_for_line."""
+        with self._changed:
+            self._changed.wait_for(lambda: predicate() or self._silent, timeout)
+            if found := predicate():
+                return found
+            seen = "\n".join([*self.lines, *self.notifications])
+            raise AssertionError(f"no {what} in {timeout} s; exit code {self.process.poll()}; seen:\n{seen}")
+
     def wait(self, timeout: float = 10.0) -> int:
         """Return the exit code when the process has ended and all that it said is in: no secret is."""
         code = self.process.wait(timeout)
@@ -147,12 +157,9 @@ class Daemon:
         def match() -> re.Match[str] | None:
             return next(filter(None, (re.search(pattern, text) for text in texts)), None)
 
-        with self._changed:
-            self._changed.wait_for(lambda: match() or self._silent, timeout)
-            if found := match():
-                return found
-            seen = "\n".join([*self.lines, *self.notifications])
-            raise AssertionError(f"no {pattern!r} in {timeout} s; exit code {self.process.poll()}; seen:\n{seen}")
+        found = self.wait_for(match, timeout, repr(pattern))
+        assert found
+        return found
 
     def _read(self) -> None:
         assert self.process.stdout

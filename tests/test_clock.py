@@ -1,6 +1,5 @@
 """The Pi's wall clock jumps: the daemons as processes, with clocks that a test moves."""
 
-import calendar
 import time
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from envoy2emon.simulator import SimulatedEnvoy
 from envoy2emon.standin import Fault, StandInEmonCMS
-from tests.clocks import Clocks
+from tests.clocks import Clocks, said_at
 from tests.conftest import StartDaemon
 from tests.daemons import Daemon
 from tests.meter import AWAY, NUMBER, QUICK, Meter, held, restart
@@ -52,8 +51,7 @@ def moved(meter: Meter) -> list[float]:
 
 def hours_ahead(line: str) -> int:
     """Return how far the clock is ahead that dated this line of the log just now."""
-    said = calendar.timegm(time.strptime(line.split(maxsplit=1)[0], "%Y-%m-%dT%H:%M:%SZ"))
-    return round((said - time.time()) / HOUR)
+    return round((said_at(line) - time.time()) / HOUR)
 
 
 @pytest.mark.parametrize("jump", [5 * HOUR, -5 * HOUR], ids=["forth", "back"])
