@@ -133,10 +133,10 @@ class Backlog:
 
     def say_losses(self) -> None:
         """Log the rows that went beyond the limit: the first at once, then once an hour."""
-        said, at = self._lost_said
-        if self.lost > said and self._clock() - at >= LOSSES_SAID_EVERY_S:
-            _log.warning("the backlog is full: the oldest %d rows are lost (BACKLOG_HOURS)", self.lost - said)
-            self._lost_said = (self.lost, self._clock())
+        (said, at), lost = self._lost_said, self.lost  # the reader thread may append meanwhile
+        if lost > said and self._clock() - at >= LOSSES_SAID_EVERY_S:
+            _log.warning("the backlog is full: the oldest %d rows are lost (BACKLOG_HOURS)", lost - said)
+            self._lost_said = (lost, self._clock())
 
     def save(self, *, now: bool = False) -> None:
         """Write to disk what has waited for SAVE_AFTER_S, or all that waits if `now`."""

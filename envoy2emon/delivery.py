@@ -26,7 +26,7 @@ MOST_WAIT_S = 60.0
 MOST_BAD_ROWS = 10
 # A server that lost its client goes on applying the batch: only two equal answers so far apart tell that it has ended.
 ASK_AGAIN_S = 1.0
-# Until a flight is saved: what a disk in good health takes at most.
+# A date may be late by so much for a flight that took longer to save than the ones before.
 SAVED_SOON_S = 0.1
 
 _NOTHING = threading.Event()  # what a worker waits for that only waits
@@ -56,6 +56,7 @@ class Delivery:
         self._posted: tuple[list[Row], Flight] | None = None  # sent, its answer not taken yet
         self._left = len(backlog) > 0  # by an earlier run
         self._most = MOST_ROWS
+        self._saving = 0.0  # seconds until a flight is saved, as a rule
         self._bad = 0
         self._dropped = False
         self._seen: int | None = None
@@ -117,12 +118,16 @@ class Delivery:
     def _send(self, first: int, rows: list[Row], *, in_passing: bool = False) -> tuple[list[Row], Flight] | None:
         """Begin a post, and note that it is under way before it is; None if that cannot be noted."""
         self._seen = None
-        flight = Flight(first + len(rows), self._clock())
+        began = self._clock()
+        flight = Flight(first + len(rows), began if in_passing else began + self._saving)
         if not self._backlog.sent(flight, at_once=in_passing):
             return None
-        # How long it took to save that is told to EmonCMS in whole seconds.
-        if not in_passing and (took := (self._clock() - flight.sent_at) % 1.0) > SAVED_SOON_S:
-            self._wait(1.0 - took)
+        if not in_passing:
+            # EmonCMS is told in whole seconds how late it is: a disk that takes as long as before costs no wait.
+            now = self._clock()
+            self._saving = min(1.0, max(now - began, 0.9 * self._saving))
+            if (early := (flight.sent_at - now) % 1.0) < 1.0 - SAVED_SOON_S:
+                self._wait(early)
         self._emoncms.send(self._dating.form(rows, flight, self._clock()))
         self._posted = rows, flight
         return self._posted

@@ -163,7 +163,8 @@ def measure(size: Size) -> dict[str, dict[str, float | None]]:
                 ours.append(_round(peers, process, size))
             with reference(peers) as process:
                 references.append(_round(peers, process, size))
-        alone = _memory(peers, size) | _drain(peers, size) | _live(peers, size)
+        # Draining first: above 100 000 two numbers are one to EmonCMS, which may show six digits (dates.py).
+        alone = _drain(peers, size) | _memory(peers, size) | _live(peers, size)
     result: dict[str, dict[str, float | None]] = {}
     for name in TABLE:
         if name in alone:
