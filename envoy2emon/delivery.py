@@ -57,8 +57,7 @@ class Delivery:
         self._left = len(backlog) > 0  # by an earlier run
         self._most = MOST_ROWS
         self._saving = 0.0  # seconds until a flight is saved, as a rule
-        self._bad = 0
-        self._dropped = False
+        self._bad, self._dropped = 0, False
         self._seen: int | None = None
 
     @property
@@ -149,11 +148,9 @@ class Delivery:
         self._posted = None
         self._backlog.done(flight.end)
         self._most = min(MOST_ROWS, self._most * 2)
-        self._bad = 0
-        self._dropped = False
+        self._bad, self._dropped = 0, False
         if self.outage.reason:
-            waiting = len(rows) + len(self._backlog)
-            self.outage.ends(f"; {waiting} rows waited and are being delivered")
+            self.outage.ends(f"; {len(rows) + len(self._backlog)} rows waited and are being delivered")
         self.outage.steady()
         return 0.0
 
