@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from envoy2emon import courier
+from envoy2emon import courier, exchange
 from envoy2emon.backlog import Backlog
 from envoy2emon.courier import ANSWER_WAITS_S, IDLE_S, Courier
 from envoy2emon.dates import ByAge
@@ -53,8 +53,10 @@ class Line:
 
 
 @pytest.fixture
-def line(emoncms: StandInEmonCMS) -> Iterator[Line]:
-    """Put a courier to work, with a connection that is in use."""
+def line(emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """Put a courier to work, with a connection that is in use, on however busy a machine."""
+    monkeypatch.setattr(exchange, "BUSY_S", 60.0)
+    emoncms.idle_timeout = 60.0
     one = Line(emoncms)
     one.bring()
     until(lambda: len(one.backlog) == 0)

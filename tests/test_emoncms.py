@@ -262,14 +262,6 @@ def test_a_name_that_is_none_is_trouble_in_words(host: str) -> None:
     assert not raised.value.unclear
 
 
-def test_an_answer_that_drips_has_its_time(emoncms: StandInEmonCMS) -> None:
-    """The time for an answer is for all of it, not for each of its bytes."""
-    times = iter([0.0, room.ANSWER_TIMEOUT_S + 1])
-    with pytest.raises(Unavailable, match="does not answer within 60 s") as raised:
-        EmonCMS(emoncms.url, KEY, lambda: next(times)).post(FORM)
-    assert raised.value.unclear
-
-
 def test_a_question_that_is_refused_is_told_in_words() -> None:
     """If `input/get` is answered with a refusal, the owner reads its words."""
     refusal = '{"success": false, "message": "Access denied"}'
