@@ -76,7 +76,7 @@ class Arrived:
 
     def _holds(self, name: str, time: int, value: Decimal) -> bool:
         at, there = self.inputs.get(name, (None, 0.0))
-        return at == time and math.isclose(there, value, rel_tol=_FLOAT_DIGITS, abs_tol=1e-9)
+        return at == time and _same(there, value)
 
 
 class Dating(Protocol):
@@ -85,8 +85,11 @@ class Dating(Protocol):
     def form(self, rows: Sequence[Row], flight: Flight, now: float) -> str:
         """Return the form that posts the rows of a flight at monotonic time `now`, a little after its `sent_at`."""
 
-    def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
-        """Return how many of the rows, from the first, need not be sent again: EmonCMS has applied them."""
+    def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived, before: Row | None) -> int:
+        """Return how many of the rows, from the first, need not be sent again: EmonCMS has applied them.
+
+        before: the row that it applied before them, None if that is not known.
+        """
 
     def resumed(self, rows: Iterable[Row], arrived: Arrived, *, bridged: bool) -> int:
         """Return how many of the rows of an earlier run EmonCMS has for certain, whatever the disk took note of.
@@ -108,7 +111,7 @@ class ByAge:
         """
         return _form("sentat", round(now - flight.sent_at), ((self._time(row, flight.sent_at), row) for row in rows))
 
-    def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
+    def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived, before: Row | None) -> int:
         """Find out in which second of EmonCMS's clock it can have applied rows, and how many.
 
         It is a second from which the latest input time follows as that of one of the rows, and not before the rows were
@@ -116,7 +119,7 @@ class ByAge:
         is the first or the second of them. When exactly the rows were sent by EmonCMS's clock is not known if its
         answer took long, if clocks drifted apart meanwhile, or across a reboot: then an earlier second counts only if
         it is the only one, and rows that are equal in every digit go again. (If EmonCMS's clock, not ours, was set
-        since, nothing will do.)
+        since, nothing will do.) What looks like the first row may be the row before it, if that is its equal.
         """
         ages = [self._time(row, flight.sent_at) for row in rows]
         names = {name for row in rows for name in row.inputs}
@@ -132,7 +135,8 @@ class ByAge:
         fitting = [count for second, count in counts.items() if second >= sent and not flight.bridged]
         if not fitting and len(counts) == 1:
             fitting = [*counts.values()]
-        return _sure(rows, flight, fitting[0], doubtful=len(fitting) > 1) if fitting else 0
+        doubtful = len(fitting) > 1 or (fitting == [1] and (before is None or _alike(before, rows[0])))
+        return _sure(rows, flight, fitting[0], doubtful=doubtful) if fitting else 0
 
     def resumed(self, rows: Iterable[Row], arrived: Arrived, *, bridged: bool) -> int:
         """Look for the one row that has all the values that EmonCMS shows, and about their date: it was the last one.
@@ -165,7 +169,7 @@ class ByDate:
         """Return the form with `time=0` and times in epoch seconds."""
         return _form("time", 0, ((int(row.at), row) for row in rows))
 
-    def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived) -> int:
+    def applied(self, rows: Sequence[Row], flight: Flight, arrived: Arrived, before: Row | None) -> int:  # noqa: ARG002
         """Compare dates and values; a report that EmonCMS had before need not be sent again either."""
         return _sure(rows, flight, arrived.reached(rows, [int(row.at) for row in rows]))
 
@@ -173,6 +177,15 @@ class ByDate:
         """Compare dates and values."""
         rows = [*rows]
         return arrived.reached(rows, [int(row.at) for row in rows])
+
+
+def _alike(one: Row, other: Row) -> bool:
+    """Tell whether EmonCMS may show the same of both."""
+    return all(name in one.inputs and _same(one.inputs[name], value) for name, value in other.inputs.items())
+
+
+def _same(one: float | Decimal, other: Decimal) -> bool:
+    return math.isclose(one, other, rel_tol=_FLOAT_DIGITS, abs_tol=1e-9)
 
 
 def _sure(rows: Sequence[Row], flight: Flight, count: int, *, doubtful: bool = False) -> int:

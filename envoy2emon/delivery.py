@@ -54,6 +54,7 @@ class Delivery:
         self._clock = clock
         self._wait = wait
         self._posted: tuple[list[Row], Flight] | None = None  # sent, its answer not taken yet
+        self._before: Row | None = None  # what EmonCMS applied last
         self._left = len(backlog) > 0  # by an earlier run
         self._most = MOST_ROWS
         self._saving = 0.0  # seconds until a flight is saved, as a rule
@@ -63,8 +64,7 @@ class Delivery:
     @property
     def unheard(self) -> float:
         """How many seconds ago that was posted whose answer nobody has taken yet; 0 if there is none."""
-        posted = self._posted
-        return self._clock() - posted[1].sent_at if posted else 0.0
+        return self._clock() - posted[1].sent_at if (posted := self._posted) else 0.0
 
     def step(self) -> float | None:
         """Do what is next and return the seconds to wait before the next step; None: until there is a row."""
@@ -109,8 +109,7 @@ class Delivery:
             if flight:
                 return self._ask(first, rows, flight)
             self._emoncms.connect()  # before the rows' ages are taken
-            posted = self._send(first, rows)
-            if not posted:
+            if not (posted := self._send(first, rows)):
                 return MOST_WAIT_S
         return self._finish(*posted)
 
@@ -145,7 +144,7 @@ class Delivery:
         return self._applied(rows, flight)
 
     def _applied(self, rows: list[Row], flight: Flight) -> float:
-        self._posted = None
+        self._posted, self._before = None, rows[-1]
         self._backlog.done(flight.end)
         self._most = min(MOST_ROWS, self._most * 2)
         self._bad, self._dropped = 0, False
@@ -166,13 +165,14 @@ class Delivery:
 
     def _ask(self, first: int, rows: list[Row], flight: Flight) -> float:
         """Go on after the last row of an unclear post that EmonCMS has applied."""
-        end = first + self._dating.applied(rows, flight, self._emoncms.inputs(rows[0].node))
+        end = first + self._dating.applied(rows, flight, self._emoncms.inputs(rows[0].node), self._before)
         # A single row is the newest, which may go again: after a connection that had been closed it goes at once.
         if end < flight.end and end != self._seen and len(rows) > 1 and not flight.answered:
             self._seen = end
             return ASK_AGAIN_S
         self._seen = None
         _log.debug("EmonCMS: %d of %d rows need not be sent again", end - first, len(rows))
+        self._before = rows[end - first - 1] if end > first else self._before
         self._backlog.done(end)
         return 0.0
 

@@ -18,6 +18,7 @@ from envoy2emon.inputs import Row
 DAY_S = 86400.0
 ELEVEN = [Row(1000.0 + n, "Envoy-S", {"p": Decimal(500 + n), "zero": Decimal(0)}) for n in range(11)]
 EQUAL = [replace(row, inputs={"p": Decimal(500)}) for row in ELEVEN]
+BEFORE = Row(999.0, "Envoy-S", {"p": Decimal(499), "zero": Decimal(0)})
 SENT_AT = 1011.25
 SERVER_AHEAD_S = 1_700_000_000.6
 
@@ -37,9 +38,9 @@ def after(rows: Sequence[Row], applied_at: float = SENT_AT, asked_at: float = SE
     return Arrived(inputs, math.floor(asked_at + SERVER_AHEAD_S), asked_at, asked_at)
 
 
-def applied(rows: Sequence[Row], arrived: Arrived, *, answered: bool = False) -> int:
+def applied(rows: Sequence[Row], arrived: Arrived, *, answered: bool = False, before: Row | None = BEFORE) -> int:
     """Return how many of the rows, sent at SENT_AT, need not go again."""
-    return ByAge().applied(rows, Flight(len(rows), SENT_AT, answered), arrived)
+    return ByAge().applied(rows, Flight(len(rows), SENT_AT, answered), arrived, before)
 
 
 def test_a_form_names_ages_and_the_digits_that_came() -> None:
@@ -119,6 +120,15 @@ def test_an_earlier_equal_row_is_not_taken_for_one_of_the_post() -> None:
     assert applied(ELEVEN, Arrived(old, math.floor(SENT_AT + 1 + SERVER_AHEAD_S), SENT_AT + 1, SENT_AT + 1)) == 0
 
 
+@pytest.mark.parametrize("later", [0.0, 0.5, 1.5, 1.95])
+def test_the_row_before_is_not_taken_for_its_equal(later: float) -> None:
+    """A row alone that looks like the one before it goes again; so it does if nobody knows what was before it."""
+    one, last = Row(SENT_AT, "Envoy-S", {"p": Decimal(500)}), Row(SENT_AT - 1.05, "Envoy-S", {"p": Decimal(500)})
+    assert applied([one], after([last], SENT_AT, SENT_AT + later), before=last) == 0
+    assert applied([one], after([last], SENT_AT, SENT_AT + later), before=None) == 0
+    assert applied([one], after([one], SENT_AT, SENT_AT + later)) == 1
+
+
 def test_half_a_day_later_the_same_is_known() -> None:
     """The clocks drift apart by up to 100 us a second while EmonCMS is away."""
     for drift in (-4.0, 4.0):
@@ -146,10 +156,10 @@ def test_a_reboot_with_a_wrong_clock_doubles_nothing() -> None:
     for wrong in (-6600.0, 6600.0):
         flight = Flight(11, SENT_AT + wrong, bridged=True)
         rows = [replace(row, at=row.at + wrong) for row in ELEVEN]
-        assert ByAge().applied(rows, flight, after(ELEVEN)) == 11
-        assert ByAge().applied(rows, flight, after(ELEVEN[:6])) == 5
+        assert ByAge().applied(rows, flight, after(ELEVEN), None) == 11
+        assert ByAge().applied(rows, flight, after(ELEVEN[:6]), None) == 5
         equal = [replace(row, at=row.at + wrong) for row in EQUAL]
-        assert ByAge().applied(equal, flight, after([replace(EQUAL[0], at=EQUAL[0].at - 1)])) == 0
+        assert ByAge().applied(equal, flight, after([replace(EQUAL[0], at=EQUAL[0].at - 1)]), None) == 0
 
 
 def test_six_digits_are_enough() -> None:
@@ -179,19 +189,19 @@ def test_reports_are_known_by_date_and_value(count: int) -> None:
     """Of a part of the reports the newest goes again; all of them do not."""
     flight = Flight(5, 6.0)
     expected = count if count in (0, 5) else count - 1
-    assert ByDate().applied(REPORTS, flight, reported(REPORTS[:count])) == expected
+    assert ByDate().applied(REPORTS, flight, reported(REPORTS[:count]), None) == expected
 
 
 def test_a_report_that_came_before_hides_no_other() -> None:
     """At a restart current reports go once more: that EmonCMS has those of A and C does not mean that it has B's."""
     before = {**reported([REPORTS[0], REPORTS[2]]).inputs, "B_wNow": (50, 9.0), "B_wMax": (50, 9.0)}
-    assert ByDate().applied(REPORTS[:3], Flight(3, 6.0, answered=True), reported([], before)) == 1
+    assert ByDate().applied(REPORTS[:3], Flight(3, 6.0, answered=True), reported([], before), None) == 1
 
 
 def test_a_report_older_than_the_last_is_not_lost() -> None:
     """A gateway whose clock was set back sends older dates: a later date in EmonCMS is no proof of them."""
     back = replace(REPORTS[3], at=90)
-    assert ByDate().applied([REPORTS[0], back], Flight(2, 6.0, answered=True), reported(REPORTS[:1])) == 1
+    assert ByDate().applied([REPORTS[0], back], Flight(2, 6.0, answered=True), reported(REPORTS[:1]), None) == 1
 
 
 def resumed(shown: Arrived, rows: Sequence[Row] = ELEVEN, *, bridged: bool = False) -> int:

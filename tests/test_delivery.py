@@ -301,6 +301,15 @@ def test_equal_rows_arrive_once(story: list[tuple[object, ...]], offset: float) 
         live(World(Server(offset, 0.0), Path(directory), equal), story)
 
 
+def test_a_row_alone_is_not_taken_for_its_equal_before(tmp_path: Path) -> None:
+    """Asked one and a half seconds later: Date headers are cut to seconds, and would let it be either."""
+    failed = ("post", "fatal error", 0, 0)
+    live(
+        World(Server(0.0, 0.0), tmp_path, equal),
+        [("read", 1.05), ("post", "", 0, 0), ("read", 1.05), failed, ("wait", 0.5)],
+    )
+
+
 class Slow(Server):
     """EmonCMS on a slow machine: it goes on with a post whose sender has left, for longer than one question takes."""
 

@@ -406,7 +406,7 @@ def test_a_disk_that_turns_read_only_sends_nothing_again(
     held(one, 330)
     until(lambda: rows_saved(disk) > 0)
     frozen("+i")
-    one.wait_for_notify("backlog 330, for [4-9] s", 15)  # a date may be off by a second, and so may another
+    one.wait_for_notify("backlog 330, for [6-9] s", 15)  # a date may be off by a second, and so may another
     meter.send(3)
     meter.emoncms.fault = None
     meter.all_arrived()
