@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 class Backlog:
     """The rows of one daemon: its reader appends, its delivery thread takes, its main thread saves.
 
-    Rows are known by sequence numbers; `limit` rows are kept. lost: how many went beyond it. bridged: the times of rows
-    of an earlier run came over a reboot. append() and oldest() never wait for the disk: the spool has a lock of its
-    own, which is taken before that of the rows.
+    Rows are known by sequence numbers; `limit` rows are kept. lost: how many went beyond it. Of rows of an earlier run,
+    bridged: their times came over a reboot; stale: their disk takes no note of what is delivered. append() and oldest()
+    never wait for the disk: the spool has a lock of its own, which is taken before that of the rows.
     """
 
     def __init__(self, limit: int, spool: Spool, clock: Callable[[], float]) -> None:
@@ -42,8 +42,9 @@ class Backlog:
         self._disk = threading.RLock()
         self._lock = threading.Lock()
         groups, progress = spool.load(clock())
-        self._left = groups.copy()
         self.bridged = spool.bridged
+        self.stale = bool(groups) and not (spool.holds_rows and spool.save((), progress))
+        self._left = groups if self.stale else []
         self._groups = deque(groups)
         end = groups[-1].first + groups[-1].count if groups else progress.delivered
         self._delivered = max(progress.delivered, groups[0].first) if groups else end

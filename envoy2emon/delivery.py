@@ -55,7 +55,7 @@ class Delivery:
         self._wait = wait
         self._posted: tuple[list[Row], Flight] | None = None  # sent, its answer not taken yet
         self._before: Row | None = None  # what EmonCMS applied last
-        self._left = len(backlog) > 0  # by an earlier run
+        self._stale = backlog.stale
         self._most = MOST_ROWS
         self._saving = 0.0  # seconds until a flight is saved, as a rule
         self._bad, self._dropped = 0, False
@@ -82,7 +82,7 @@ class Delivery:
 
     def in_passing(self) -> bool:
         """Take an answer that has come, and post what waits; False if step() has to, for it would take waiting."""
-        if not self.heard() or self._left or self.outage.reason:
+        if not self.heard() or self._stale or self.outage.reason:
             return False
         most = min(self._most, MOST_IN_PASSING)
         first, rows, flight = self._backlog.oldest(most + 1)
@@ -104,7 +104,7 @@ class Delivery:
             first, rows, flight = self._backlog.oldest(self._most)
             if not rows:
                 return None
-            if self._left:
+            if self._stale:
                 return self._resume(first, rows, flight)
             if flight:
                 return self._ask(first, rows, flight)
@@ -154,9 +154,9 @@ class Delivery:
         return 0.0
 
     def _resume(self, first: int, rows: list[Row], flight: Flight | None) -> float:
-        """Go on behind all that an earlier run had delivered: its disk may have turned read-only, and know of less."""
+        """Go on behind all that an earlier run had delivered when its disk took no note of it any more."""
         arrived = self._emoncms.inputs(rows[0].node)
-        self._left = False
+        self._stale = False
         end = first + self._dating.resumed(self._backlog.left(first), arrived, bridged=self._backlog.bridged)
         if end > (flight.end if flight else first):
             _log.info("EmonCMS: has %d rows already of those that an earlier run saved", end - first)

@@ -156,7 +156,9 @@ class Server:
 class Disk(Spool):
     """A spool on a disk that may turn read-only."""
 
-    read_only = False
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        super().__init__(path, "boot", lambda: 1e9)
+        self.read_only = read_only
 
     def save(self, groups: Iterable[Group], progress: Progress) -> bool:
         """Save, if that is possible."""
@@ -176,11 +178,12 @@ class World:
         self.appended: list[float] = []
         self.may_be_lost: set[float] = set()
         self._next_tick = server.now
+        self.disk = Disk(directory / "stream.sqlite")
         self.start()
 
     def start(self) -> None:
         """Start the daemon."""
-        self.disk = Disk(self.directory / "stream.sqlite", "boot", lambda: 1e9)
+        self.disk = Disk(self.directory / "stream.sqlite", read_only=self.disk.read_only)
         self.backlog = Backlog(86400, self.disk, lambda: self.server.now)
         self.delivery = Delivery(
             self.backlog,
@@ -394,7 +397,7 @@ def test_a_disk_that_takes_its_time_makes_no_date_wrong(tmp_path: Path, saving: 
             return super().save(groups, progress)
 
     world = World(server, tmp_path, distinct)
-    world.disk = Slow(tmp_path / "slow.sqlite", "boot", lambda: 1e9)
+    world.disk = Slow(tmp_path / "slow.sqlite")
     world.backlog = Backlog(86400, world.disk, lambda: server.now)
     waits: list[float] = []
 

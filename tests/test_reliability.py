@@ -389,13 +389,11 @@ def test_a_disk_that_takes_nothing_is_said_once(
     assert one.process.poll() is None
 
 
-@pytest.mark.parametrize("mode", ["+i", "-i"], ids=["still", "no more"])
 def test_a_disk_that_turns_read_only_sends_nothing_again(
     daemon: StartDaemon,
     envoy: SimulatedEnvoy,
     meter: Meter,
     frozen: Callable[[str], Path],
-    mode: str,
 ) -> None:
     """What the disk could take no note of is asked for at the next start: all rows of the outage arrive once."""
     disk = frozen("-i")
@@ -410,7 +408,6 @@ def test_a_disk_that_turns_read_only_sends_nothing_again(
     meter.send(3)
     meter.emoncms.fault = None
     meter.all_arrived()
-    frozen(mode)
     restart(one, envoy, kill=True)
     one.wait_for_line(r"INFO EmonCMS: has \d+ rows already of those that an earlier run saved", 15)
     meter.send(5)
