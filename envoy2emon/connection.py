@@ -93,7 +93,8 @@ class Connection:
             if group.subgroup(ConnectionRefusedError):
                 raise StreamLost(f"{parts.netloc} refuses the connection", shut=True) from group
             reason = f"{parts.netloc} cannot be reached: is the Envoy on, and ENVOY_HOST right?"
-            raise StreamLost(reason, nobody_there=not group.subgroup(TimeoutError)) from group
+            # Somebody is there who resets what was connected, and perhaps before we saw that it was.
+            raise StreamLost(reason, nobody_there=not group.subgroup((TimeoutError, ConnectionResetError))) from group
         self._kept = url, self._encrypted(sock, host, url) if secure else sock
         return self._kept[1]
 
