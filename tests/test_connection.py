@@ -169,7 +169,7 @@ def test_a_door_that_does_not_speak_tls(scripted: Scripted, monkeypatch: pytest.
 def test_a_reset_before_we_saw_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody is there all the same: the other scheme is asked too."""
     reset = ExceptionGroup("create_connection failed", [ConnectionResetError()])
-    monkeypatch.setattr(connection.socket, "create_connection", Mock(side_effect=reset))
+    monkeypatch.setattr(socket, "create_connection", Mock(side_effect=reset))
     with pytest.raises(StreamLost, match="cannot be reached") as raised:
         Connection(None).get("http://envoy.test:8080", "/x", 5)
     assert not raised.value.nobody_there
