@@ -10,7 +10,7 @@ from envoy2emon.readings import MeterReading
 # Events come about once a second. After more silence than this, others may follow on the heels of the first.
 SILENCE_S = 1.5
 # D8.3.6086 sends up to 8 events within 30 ms.
-HEEL_S = 0.05
+HEEL_S = 0.03
 # Two are a burst. A lost packet may hold up its rest: Linux repeats one after 200 ms at the earliest.
 BURST_HEEL_S = 0.25
 # What never pauses is no burst: without this bound more than 20 events a second would be held for ever.

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from tests.faultproxy import Visit
 
-# From the simulator's socket through the daemon's hold for bursts (50 ms) into its backlog, on a busy machine.
+# From the simulator's socket through the daemon's hold for bursts (30 ms) into its backlog, on a busy machine.
 UNDER_WAY_S = 0.6
 # SAVE_AFTER_S, the time between two looks at the backlog, and a slow disk: the promise is 60 s.
 KILL_MAY_COST_S = 30.0 + 5.0 + 1.0

@@ -32,7 +32,7 @@ class Meter:
         pause = Event()
         for number in range(count):
             self.envoy.emit(self.event())
-            pause.wait(pace if number else 3 * HEEL_S)
+            pause.wait(pace if number else 5 * HEEL_S)
 
     def event(self) -> str:
         """Make the next event."""
