@@ -12,6 +12,7 @@ import math
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from decimal import Decimal
@@ -124,7 +125,7 @@ class Soak:
         """Let the neighbours and daemons fail for so long, then let all settle."""
         sending = [self._send_events, self._send_reports]
         failing = [self._fail_emoncms, self._fail_envoy, self._fail_clocks, self._fail_daemons]
-        threads = [Thread(target=loop, name=loop.__name__) for loop in (*sending, *failing)]
+        threads = [Thread(target=self._live, args=(loop,)) for loop in (*sending, *failing)]
         for thread in threads:
             thread.start()
         self.ended.wait(seconds)
@@ -152,6 +153,14 @@ class Soak:
             left = [path.name for path in daemon.state.iterdir()]
             if code or left:
                 self.complaints.append(f"{name}: exit code {code}, left behind {left}")
+
+    def _live(self, loop: Callable[[], None]) -> None:
+        """Run a thread; one that dies, as of a daemon that does not start, ends the soak."""
+        try:
+            loop()
+        except Exception:  # noqa: BLE001 - whatever it is, the verdict tells it
+            self.complaints.append(f"{loop.__name__} died: {traceback.format_exc()}")
+            self.ended.set()
 
     def verdicts(self) -> dict[str, Verdict]:
         """Count."""
