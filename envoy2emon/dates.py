@@ -5,18 +5,16 @@ shows it. Source: `input/bulk` and `input/get` as measured against EmonCMS 11.16
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Protocol
 from urllib.parse import quote
 
+from envoy2emon.arrived import Arrived, same
 from envoy2emon.inputs import Row
 
 # JSON's own characters need no escape in a form; quote() is fast when it finds nothing to escape.
 _SAFE_IN_FORM = '{}[]":,'
-# Without Redis, EmonCMS keeps an input's value as a MySQL FLOAT, which shows six digits.
-_FLOAT_DIGITS = 1e-5
 # A Raspberry Pi's clock without NTP is off by up to 100 us a second: 9 s in a day.
 _DRIFT = 1e-4
 # What a Date header and ages, all cut to whole seconds, make of a date at most.
@@ -43,40 +41,6 @@ class Progress:
 
     delivered: int
     flight: Flight | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """EmonCMS's answer to `input/get?node=`: each input's (epoch seconds, value) of the last row applied.
-
-    date: the answer's Date header, epoch seconds by EmonCMS's clock, of a moment between asked_at and answered_at in
-    monotonic seconds: Apache tells when the question came, others when they answered.
-    """
-
-    inputs: Mapping[str, tuple[int, float]]
-    date: float
-    asked_at: float
-    answered_at: float
-
-    def reached(self, rows: Sequence[Row], times: Sequence[int]) -> int:
-        """Count the leading rows that EmonCMS has applied, if these are the times that it gave to the rows.
-
-        It sets the inputs of a row one by one: after so many rows each input is as the last of them has it, or, where
-        EmonCMS broke off, already as the next one has it.
-        """
-        reached = 0
-        last: dict[str, tuple[int, Decimal]] = {}
-        for count, (time, row) in enumerate(zip(times, rows, strict=True), 1):
-            last |= {name: (time, value) for name, value in row.inputs.items()}
-            following = rows[count].inputs.items() if count < len(rows) else ()
-            begun = {name for name, value in following if self._holds(name, times[count], value)}
-            if all(name in begun or self._holds(name, *put) for name, put in last.items()):
-                reached = count
-        return reached
-
-    def _holds(self, name: str, time: int, value: Decimal) -> bool:
-        at, there = self.inputs.get(name, (None, 0.0))
-        return at == time and _same(there, value)
 
 
 class Dating(Protocol):
@@ -115,11 +79,11 @@ class ByAge:
         """Find out in which second of EmonCMS's clock it can have applied rows, and how many.
 
         It is a second from which the latest input time follows as that of one of the rows, and not before the rows were
-        sent. If two will do, rows are equal in every digit, and Date headers tell no more than whole seconds: then it
+        sent. If more will do, rows are equal in every digit, and Date headers tell no more than whole seconds: then it
         is the first or the second of them. When exactly the rows were sent by EmonCMS's clock is not known if its
         answer took long, if clocks drifted apart meanwhile, or across a reboot: then an earlier second counts only if
         it is the only one, and rows that are equal in every digit go again. (If EmonCMS's clock, not ours, was set
-        since, nothing will do.) What looks like the first row may be the row before it, if that is its equal.
+        since, nothing will do.) What looks like a row of the first second may be the row before, if that is its equal.
         """
         ages = [self._time(row, flight.sent_at) for row in rows]
         names = {name for row in rows for name in row.inputs}
@@ -129,14 +93,15 @@ class ByAge:
         counts = {
             second: count
             for second in sorted({latest - age for age in ages})
-            if second >= earliest or flight.bridged
+            if (second >= earliest or flight.bridged) and second <= arrived.latest
             if (count := arrived.reached(rows, [second + age for age in ages]))
         }
         fitting = [count for second, count in counts.items() if second >= sent and not flight.bridged]
         if not fitting and len(counts) == 1:
             fitting = [*counts.values()]
-        doubtful = len(fitting) > 1 or (fitting == [1] and (before is None or _alike(before, rows[0])))
-        return _sure(rows, flight, fitting[0], doubtful=doubtful) if fitting else 0
+        if not fitting or self._may_be(before, rows[: fitting[0]], ages):
+            return 0
+        return _sure(rows, flight, fitting[0], doubtful=len(fitting) > 1)
 
     def resumed(self, rows: Iterable[Row], arrived: Arrived, *, bridged: bool) -> int:
         """Look for the one row that has all the values that EmonCMS shows, and about their date: it was the last one.
@@ -156,6 +121,11 @@ class ByAge:
         if not found and not bridged and date + _ABOUT_S < latest <= arrived.date + _ABOUT_S:
             return count
         return found[0] if len(found) == 1 else 0
+
+    @staticmethod
+    def _may_be(before: Row | None, rows: Sequence[Row], ages: Sequence[int]) -> bool:
+        """Tell whether what looks like the last of these rows may be the row before the first one."""
+        return ages[len(rows) - 1] == ages[0] and _alike(before or rows[0], rows[-1])
 
     @staticmethod
     def _time(row: Row, now: float) -> int:
@@ -181,11 +151,7 @@ class ByDate:
 
 def _alike(one: Row, other: Row) -> bool:
     """Tell whether EmonCMS may show the same of both."""
-    return all(name in one.inputs and _same(one.inputs[name], value) for name, value in other.inputs.items())
-
-
-def _same(one: float | Decimal, other: Decimal) -> bool:
-    return math.isclose(one, other, rel_tol=_FLOAT_DIGITS, abs_tol=1e-9)
+    return all(name in one.inputs and same(one.inputs[name], value) for name, value in other.inputs.items())
 
 
 def _sure(rows: Sequence[Row], flight: Flight, count: int, *, doubtful: bool = False) -> int:

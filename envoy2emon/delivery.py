@@ -13,6 +13,7 @@ from envoy2emon.backlog import Backlog
 from envoy2emon.dates import Dating, Flight
 from envoy2emon.emoncms import Dropped, EmonCMS, Rejected, Unauthorized, Unavailable
 from envoy2emon.inputs import Row
+from envoy2emon.inquiry import Inquiry
 from envoy2emon.outage import Outage, duration
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ MOST_IN_PASSING = 4
 MOST_WAIT_S = 60.0
 # So many rows rejected one after the other are no bad rows: EmonCMS takes none at all (node limit, access).
 MOST_BAD_ROWS = 10
-# A server that lost its client goes on applying the batch: only two equal answers so far apart tell that it has ended.
+# Between two questions what became of a post.
 ASK_AGAIN_S = 1.0
 # A date may be late by so much for a flight that took longer to save than the ones before.
 SAVED_SOON_S = 0.1
@@ -54,12 +55,11 @@ class Delivery:
         self._clock = clock
         self._wait = wait
         self._posted: tuple[list[Row], Flight] | None = None  # sent, its answer not taken yet
-        self._before: Row | None = None  # what EmonCMS applied last
+        self._inquiry = Inquiry(dating)
         self._stale = backlog.stale
         self._most = MOST_ROWS
         self._saving = 0.0  # seconds until a flight is saved, as a rule
         self._bad, self._dropped = 0, False
-        self._seen: int | None = None
 
     @property
     def unheard(self) -> float:
@@ -115,7 +115,7 @@ class Delivery:
 
     def _send(self, first: int, rows: list[Row], *, in_passing: bool = False) -> tuple[list[Row], Flight] | None:
         """Begin a post, and note that it is under way before it is; None if that cannot be noted."""
-        self._seen = None
+        self._inquiry.sent()
         began = self._clock()
         flight = Flight(first + len(rows), began if in_passing else began + self._saving)
         if not self._backlog.sent(flight, at_once=in_passing):
@@ -144,7 +144,8 @@ class Delivery:
         return self._applied(rows, flight)
 
     def _applied(self, rows: list[Row], flight: Flight) -> float:
-        self._posted, self._before = None, rows[-1]
+        self._posted = None
+        self._inquiry.acknowledged(rows)
         self._backlog.done(flight.end)
         self._most = min(MOST_ROWS, self._most * 2)
         self._bad, self._dropped = 0, False
@@ -165,15 +166,13 @@ class Delivery:
 
     def _ask(self, first: int, rows: list[Row], flight: Flight) -> float:
         """Go on after the last row of an unclear post that EmonCMS has applied."""
-        end = first + self._dating.applied(rows, flight, self._emoncms.inputs(rows[0].node), self._before)
-        # A single row is the newest, which may go again: after a connection that had been closed it goes at once.
-        if end < flight.end and end != self._seen and len(rows) > 1 and not flight.answered:
-            self._seen = end
+        count = self._inquiry.applied(rows, flight, self._emoncms.inputs(rows[0].node))
+        if count is None:
             return ASK_AGAIN_S
-        self._seen = None
-        _log.debug("EmonCMS: %d of %d rows need not be sent again", end - first, len(rows))
-        self._before = rows[end - first - 1] if end > first else self._before
-        self._backlog.done(end)
+        _log.debug("EmonCMS: %d of %d rows need not be sent again", count, len(rows))
+        self._backlog.done(first + count)
+        if not len(self._backlog):
+            self.outage.ends("; all rows had arrived")
         return 0.0
 
     def _rejected(self, rows: list[Row], flight: Flight, words: str) -> float:

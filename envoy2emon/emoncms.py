@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from envoy2emon import __version__
-from envoy2emon.dates import Arrived
+from envoy2emon.arrived import Arrived
 from envoy2emon.exchange import Dropped, Exchange, Reply, Unavailable
 from envoy2emon.settings import Secret
 

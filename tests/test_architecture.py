@@ -9,9 +9,10 @@ import pytest
 
 from tests.daemons import PROJECT
 
-PURE = ("sse", "readings", "inputs", "bursts", "dates")
+PURE = ("sse", "readings", "inputs", "bursts", "arrived", "dates")
 ENVOY_SIDE = {"answer", "connection", "digest", "gateway", "envoy", "enphase", "tokens", "token_file"}
-EMONCMS_SIDE = {"emoncms", "exchange", "courier", "delivery", "backlog", "group", "spool", "dates"}
+DELIVERY = {"courier", "delivery", "inquiry", "backlog", "group", "spool", "arrived", "dates"}
+EMONCMS_SIDE = {"emoncms", "exchange"} | DELIVERY
 
 TREES = {path.stem: ast.parse(path.read_text("utf-8")) for path in (PROJECT / "envoy2emon").glob("*.py")}
 COMMANDS = {room for room in TREES if room.startswith(("__main__", "check", "demo"))}

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envoy2emon.dates import Arrived, ByAge, ByDate, Flight
+from envoy2emon.arrived import Arrived
+from envoy2emon.dates import ByAge, ByDate, Flight
 from envoy2emon.delivery import SAVED_SOON_S
 from envoy2emon.inputs import Row
 

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envoy2emon import exchange
+from envoy2emon.arrived import Arrived
 from envoy2emon.backlog import Backlog
-from envoy2emon.dates import Arrived, ByAge, ByDate, Flight, Progress
+from envoy2emon.dates import ByAge, ByDate, Flight, Progress
 from envoy2emon.delivery import MOST_BAD_ROWS, MOST_ROWS, SAVED_SOON_S, Delivery
 from envoy2emon.emoncms import Dropped, EmonCMS, Unauthorized, Unavailable
 from envoy2emon.group import Group
@@ -254,17 +255,20 @@ class World:
 
 
 FAULTS = ("", "refused", "unauthorized", "late", "dropped", "fatal error", "killed")
+ENDS = ("kill", "restart")
 
 
-def happenings(least_gap: float) -> st.SearchStrategy[list[tuple[object, ...]]]:
+def happenings(
+    least_gap: float, faults: Sequence[str] = FAULTS, ends: Sequence[str] = ENDS
+) -> st.SearchStrategy[list[tuple[object, ...]]]:
     """Draw what happens in turn; readings come at least so many seconds apart."""
     read = st.tuples(st.just("read"), st.floats(least_gap, 1.1))
-    meets = (st.sampled_from(FAULTS), st.integers(0, 8), st.integers(0, 3))
+    meets = (st.sampled_from(faults), st.integers(0, 8), st.integers(0, 3))
     post = st.tuples(st.just("post"), *meets)
     bring = st.tuples(st.just("bring"), st.floats(least_gap, 1.1), *meets)
     wait = st.tuples(st.just("wait"), st.floats(0.0, 40.0))
-    end = st.tuples(st.sampled_from(("kill", "restart")))
-    return st.lists(st.one_of(read, bring, bring, post, post, wait, end), max_size=60)
+    stop = [st.tuples(st.sampled_from(ends))] if ends else []
+    return st.lists(st.one_of(read, bring, bring, post, post, wait, *stop), max_size=60)
 
 
 def distinct(number: int) -> dict[str, Decimal]:
@@ -297,11 +301,45 @@ def test_each_row_arrives_once(story: list[tuple[object, ...]], offset: float, d
 
 
 @settings(max_examples=200, deadline=None)
-@given(story=happenings(1.0), offset=st.floats(-1e5, 1e9))
+@given(story=happenings(1.0, [fault for fault in FAULTS if fault != "late"]), offset=st.floats(-1e5, 1e9))
 def test_equal_rows_arrive_once(story: list[tuple[object, ...]], offset: float) -> None:
     """Rows that are equal in every digit are told apart by their dates."""
     with TemporaryDirectory() as directory:
         live(World(Server(offset, 0.0), Path(directory), equal), story)
+
+
+@settings(max_examples=200, deadline=None)
+@given(story=happenings(1.0, [fault for fault in FAULTS if fault != "killed"], ()), offset=st.floats(-1e5, 1e9))
+def test_equal_rows_are_not_lost_to_one_that_came_late(story: list[tuple[object, ...]], offset: float) -> None:
+    """A row that EmonCMS kept waiting has a later row's date: of two that cannot be told apart none is lost."""
+    with TemporaryDirectory() as directory:
+        world = World(Server(offset, 0.0), Path(directory), equal)
+        for name, *arguments in story:
+            getattr(world, str(name))(*arguments)
+        world.drain()
+        assert set(world.appended) <= {at for at, _ in world.server.log}
+
+
+def test_an_outage_ends_when_all_turns_out_to_have_arrived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the last row's answer was lost, the question that settles it is the news of the outage's end."""
+    caplog.set_level(logging.INFO)
+    world = World(Server(0.0, 0.0), tmp_path, distinct)
+    world.read(1.0)
+    world.post("fatal error", 1, 0)
+    world.post("", 0, 0)
+    assert not world.backlog
+    assert not world.delivery.outage.reason
+    assert caplog.messages[-1].startswith("EmonCMS: back after")
+
+
+def test_what_was_shown_before_a_post_is_no_proof_of_it(tmp_path: Path) -> None:
+    """A row that came late has the date of one of those that waited for it: of these none is taken for applied."""
+    silence: list[tuple[object, ...]] = [("post", "late", 0, 0), *[("read", 1.0)] * 20]
+    asked_and_cut: list[tuple[object, ...]] = [("post", "", 0, 0), ("post", "fatal error", 0, 0)]
+    live(
+        World(Server(0.0, 0.0), tmp_path, equal),
+        [("read", 1.05), ("post", "", 0, 0), ("read", 1.0), *silence, *asked_and_cut],
+    )
 
 
 def test_a_row_alone_is_not_taken_for_its_equal_before(tmp_path: Path) -> None:
