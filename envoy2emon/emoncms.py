@@ -35,9 +35,10 @@ class EmonCMS:
     def __init__(self, url: str, apikey: Secret | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.url = url
         self._clock = clock
+        self._key = apikey.value if apikey else None
         fields = f"User-Agent: envoy2emon/{__version__}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
-        if apikey:
-            fields += f"Authorization: Bearer {apikey.value}\r\n"
+        if self._key:
+            fields += f"Authorization: Bearer {self._key}\r\n"
         self._exchange = Exchange(url, fields, clock)
 
     def ready(self) -> bool:
@@ -73,7 +74,7 @@ class EmonCMS:
         if text in _OK or (isinstance(answer, dict) and answer.get("success") is True):
             return
         if isinstance(answer, dict) and "success" in answer:
-            raise Rejected(str(answer.get("message", text))[:200])
+            raise Rejected(self._words(str(answer.get("message", text)), 200))
         raise self._not_emoncms(text)
 
     def inputs(self, node: str) -> Arrived:
@@ -82,16 +83,17 @@ class EmonCMS:
         reply = self._ask(f"/input/get?node={quote(node)}")
         answer = _json(reply.text)
         if isinstance(answer, dict) and answer.get("success") is False:
-            raise Unavailable(f"{self.url} does not tell which inputs it has: {answer.get('message')}")
+            words = self._words(str(answer.get("message")), 200)
+            raise Unavailable(f"{self.url} does not tell which inputs it has: {words}")
         if answer == "Node does not exist":
             answer = {}
         try:
             inputs = {name: (int(each["time"] or 0), float(each["value"] or 0)) for name, each in answer.items()}
-        except (AttributeError, TypeError, KeyError, ValueError):
+        except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
             raise self._not_emoncms(reply.text) from None
         try:
             date = parsedate_to_datetime(reply.head.headers["Date"]).timestamp()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             date = time.time()  # every web server sends a Date
         return Arrived(inputs, date, asked_at, self._clock())
 
@@ -110,7 +112,7 @@ class EmonCMS:
 
     def _checked(self, reply: Reply) -> Reply:
         """Return it if its status is 200. Raises Unavailable, Unauthorized, Rejected."""
-        status, reason = reply.head.status, reply.head.reason
+        status, reason = reply.head.status, self._words(reply.head.reason, 60)
         if status == http.HTTPStatus.OK:
             return reply
         if status == http.HTTPStatus.UNAUTHORIZED:
@@ -120,8 +122,8 @@ class EmonCMS:
         if status == http.HTTPStatus.NOT_FOUND:
             raise Unavailable(f"there is no EmonCMS at {self.url} (404): is the path in EMONCMS_URL right?")
         if status < 400 and (target := reply.head.headers["Location"]):  # noqa: PLR2004
-            raise Unavailable(f"{self.url} redirects to {target[:200]}: is EMONCMS_URL right?")
-        raise Unavailable(f"{self.url} answers {status} {reason} {reply.text[:60]}".strip(), unclear=True)
+            raise Unavailable(f"{self.url} redirects to {self._words(target, 200)}: is EMONCMS_URL right?")
+        raise Unavailable(f"{self.url} answers {status} {reason} {self._words(reply.text, 60)}".strip(), unclear=True)
 
     def _not_emoncms(self, text: str) -> Unavailable:
         if not text:
@@ -129,11 +131,15 @@ class EmonCMS:
             return Unavailable(f"{self.url} {reason}", unclear=True)  # or its answer was cut
         if text == "false":
             return Unavailable(f"{self.url} knows no input/bulk: is EMONCMS_URL right?")
-        return Unavailable(f"{self.url} answers {text[:120]!r}", unclear=True)
+        return Unavailable(f"{self.url} answers {self._words(text, 120)!r}", unclear=True)
+
+    def _words(self, text: str, most: int) -> str:
+        """Return what the server said, without the key: whole, before it is cut."""
+        return (text.replace(self._key, "***") if self._key else text)[:most]
 
 
 def _json(text: str) -> Any:  # noqa: ANN401 - whatever a server answers
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

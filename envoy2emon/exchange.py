@@ -7,6 +7,7 @@ refused from an answer that got lost, knows neither proxies nor .netrc, and cost
 
 import http.client
 import io
+import re
 import socket
 import ssl
 import time
@@ -25,6 +26,10 @@ MAX_ANSWER = 1024 * 1024
 # Apache closes a connection after 5 s of silence, and says so when it closes one after 100 requests.
 BUSY_S = 2.0
 _CHUNK = 65536
+# http.client reads a head as the e-mail parser does, and that can raise a ValueError (boundary*=a\0b''c).
+# A client has to skip answers of 1xx though it did not ask for them (RFC 9110, 15.2).
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")
+_TROUBLE = (OSError, http.client.HTTPException, ValueError)
 
 
 class Unavailable(Exception):
@@ -92,7 +97,7 @@ class Exchange:
 
     def reply(self, seconds: float) -> Reply | None:
         """Return the answer if it is there within so many seconds; None: wait() will tell, or raise what is wrong."""
-        with suppress(OSError, http.client.HTTPException):
+        with suppress(*_TROUBLE):
             self._receive(self._clock() + seconds)
         return self._reply
 
@@ -102,7 +107,7 @@ class Exchange:
             self._receive(self._sent_at + ANSWER_TIMEOUT_S)
             if self._reply is None:
                 raise TimeoutError
-        except (OSError, http.client.HTTPException) as error:
+        except _TROUBLE as error:
             self.close()
             if self._kept and not self._received and isinstance(error, ConnectionError):  # RemoteDisconnected is one
                 raise Dropped("the connection was closed", unclear=True) from error
@@ -144,7 +149,9 @@ class _Received:
 
 
 def _whole(received: bytes, *, ended: bool) -> Reply | None:
-    """Return the answer, None while there is more to come of it. Raises HTTPException, ConnectionError."""
+    """Return the answer, None while there is more to come of it. Raises HTTPException, ConnectionError, ValueError."""
+    while interim := _INTERIM.match(received):
+        received = received[interim.end() :]
     if not ended and received.startswith(b"HTTP/"[: len(received)]) and b"\r\n\r\n" not in received:
         return None
     head = http.client.HTTPResponse(_Received(received))  # type: ignore[arg-type]

@@ -321,11 +321,12 @@ def test_equal_rows_are_not_lost_to_one_that_came_late(story: list[tuple[object,
 
 
 def test_an_outage_ends_when_all_turns_out_to_have_arrived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the last row's answer was lost, the question that settles it is the news of the outage's end."""
+    """Where the last answer was lost, the question that settles it is the news of the outage's end."""
     caplog.set_level(logging.INFO)
     world = World(Server(0.0, 0.0), tmp_path, distinct)
     world.read(1.0)
-    world.post("fatal error", 1, 0)
+    world.read(1.0)
+    world.post("fatal error", 2, 0)
     world.post("", 0, 0)
     assert not world.backlog
     assert not world.delivery.outage.reason

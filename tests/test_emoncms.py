@@ -57,6 +57,8 @@ AWAY = {
     "no HTTP": (b"SSH-2.0-OpenSSH\r\n", "cannot be reached", True),
     "no answer": (b"", "without an answer", True),
     "half an answer": (b"HTTP/1.1 200 OK\r\nContent-Le", "nothing", True),
+    "brackets": (http("200 OK", "[" * 100_000), "answers '\\[\\[", True),
+    "a strange head": (b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*=a\0b''c\r\n\r\nok", "null", True),
     "half a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", "without an answer", True),
     "no body": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", "without an answer", True),
     "half a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\no", "without an answer", True),
@@ -78,6 +80,25 @@ def test_a_wrong_key_is_for_the_owner() -> None:
         emoncms.post(FORM)
     assert "EMONCMS_APIKEY" in str(trouble.value)
     assert KEY.value not in str(trouble.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http("400 Bad Request", f"Bad Request: the header Authorization: Bearer {KEY.value}"),
+        http(f"400 {KEY.value} {'x' * 40}{KEY.value}"),
+        http("200 OK", f"{'x' * 100}{KEY.value}"),
+        http("200 OK", json.dumps({"success": False, "message": "x" * 190 + KEY.value})),
+        http(f"302 Found\r\nLocation: /{'x' * 180}{KEY.value}"),
+    ],
+)
+def test_the_key_is_not_in_words_that_were_cut(answer: bytes) -> None:
+    """A server that repeats what it was sent has no part of the key in the trouble's text."""
+    with answering(answer) as emoncms:
+        for ask in (lambda: emoncms.post(FORM), lambda: emoncms.inputs("Envoy-S")):
+            with pytest.raises((Unavailable, Rejected)) as trouble:
+                ask()
+            assert KEY.value[:6] not in str(trouble.value)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +246,8 @@ STRANGE: list[object] = [
     {"a": 7},
     {"a": {"time": "x", "value": 1}},
     {"a": {}},
+    {"a": {"time": 1e999, "value": 1}},
+    {"a": {"time": 1, "value": 10**400}},
     7,
 ]
 
