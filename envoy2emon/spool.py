@@ -9,6 +9,10 @@ that the wall clock had for them when they were last saved. If it was wrong then
 has no clock of its own and starts at an old date until the network tells it the time), they are off by as much; they
 keep their distances and are never dated into the future. On a Pi that runs EmonCMS too, both share one wrong clock, and
 the dates fit each other.
+
+What was delivered while the disk took no note of it is asked for if the disk still takes none at the next start
+(delivery.py). If it takes notes again by then, the file looks as after any kill, and these rows go once more, with the
+dates that they had.
 """
 
 import logging
