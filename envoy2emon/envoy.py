@@ -175,7 +175,7 @@ class Envoy:
     def _login(self, known: Gateway) -> Token:
         """Return a token that the gateway accepts, and have a session: too many get 503 (VINC PR 27)."""
         self._token = None
-        for _ in range(2):
+        while True:  # the one that was pasted, the one that is kept, a fresh one
             token = self._next_token(known)
             self.connection.forget_session()  # one that is still good would let a bad token pass
             with self.connection.get(known.url, "/auth/check_jwt", ANSWER_TIMEOUT_S, _bearer(token)) as answer:
@@ -186,7 +186,6 @@ class Envoy:
                 if answer.status != _UNAUTHORIZED:
                     raise StreamLost(f"{known.url}/auth/check_jwt answers {answer.status}")
             self._tokens.refused(token)
-        raise Refused(f"firmware {known.firmware}: the gateway refuses a token fresh from Enphase")
 
 
 def _bearer(token: Token) -> dict[str, str]:

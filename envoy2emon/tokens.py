@@ -16,7 +16,7 @@ from pathlib import Path
 from envoy2emon.enphase import NoToken, fetch
 from envoy2emon.outage import duration
 from envoy2emon.settings import Config
-from envoy2emon.token_file import Kept, TokenFile
+from envoy2emon.token_file import TokenFile
 
 LOGIN_EVERY_S = 600.0
 # Owner tokens live 365 days, installer tokens 12 hours.
@@ -75,17 +75,11 @@ class Tokens:
 
     def token(self, serial: str) -> Token:
         """Return a token for this gateway that it has not refused yet. Raises NoToken."""
-        pasted = self._pasted(serial) if self._config.envoy_token else "this firmware wants a token"
-        if isinstance(pasted, Token):
-            self.current = pasted
-        elif self._config.enphase_email:
-            self.current = self._kept_or_fetched(serial)
-        else:
-            self._refused.clear()  # a gateway that was just starting may take it the next time
-            raise NoToken(
-                f"{pasted}: put ENPHASE_EMAIL and ENPHASE_PASSWORD into .env, or an ENVOY_TOKEN from "
-                "https://entrez.enphaseenergy.com"
-            )
+        try:
+            self.current = self._next(serial)
+        except NoToken:
+            self._refused.clear()  # a gateway that was just starting may take them the next time
+            raise
         return self.current
 
     def due(self, token: Token) -> bool:
@@ -99,6 +93,17 @@ class Tokens:
     def refused(self, token: Token) -> None:
         """Note that the gateway does not accept this token."""
         self._refused.add(token.text)
+
+    def _next(self, serial: str) -> Token:
+        pasted = self._pasted(serial) if self._config.envoy_token else "this firmware wants a token"
+        if isinstance(pasted, Token):
+            return pasted
+        if self._config.enphase_email:
+            return self._kept_or_fetched(serial)
+        raise NoToken(
+            f"{pasted}: put ENPHASE_EMAIL and ENPHASE_PASSWORD into .env, or an ENVOY_TOKEN from "
+            "https://entrez.enphaseenergy.com"
+        )
 
     def _pasted(self, serial: str) -> Token | str:
         """Return ENVOY_TOKEN, or in words why it does not do."""
@@ -125,7 +130,8 @@ class Tokens:
                     return token
                 trouble = kept.trouble or "the gateway refuses the token that Enphase gave"
                 raise NoToken(f"{trouble} (Enphase was asked {duration(since)} ago)")
-            asked = Kept(token.text if token else "", now)
+            # The token stays: the gateway may have refused it for a moment, or the clock may be ahead.
+            asked = replace(kept, login_at=now, trouble="")
             self._file.keep(asked)  # before: a daemon that is killed meanwhile does not ask again when it is back
             try:
                 fresh = self._fresh(serial)

@@ -27,7 +27,7 @@ from envoy2emon.tokens import LOGIN_EVERY_S, Tokens
 from tests import fixtures
 from tests.certificates import Certificate, self_signed
 from tests.conftest import StartDaemon
-from tests.enlighten import Enlighten
+from tests.enlighten import LOGIN_PATH, Enlighten
 from tests.faultproxy import FaultProxy
 from tests.test_stream import inputs_of, texts, wait_for_rows
 
@@ -63,11 +63,13 @@ def token_for(envoy: SimulatedEnvoy, user: str = "owner") -> str:
     return make_token(envoy.serial, time.time() + 86_400, user)
 
 
-def client(envoy: SimulatedEnvoy, wall: Callable[[], float] = time.time, **changes: str) -> Envoy:
+def client(
+    envoy: SimulatedEnvoy, wall: Callable[[], float] = time.time, state: Path | None = None, /, **changes: str
+) -> Envoy:
     """Return a client in this process."""
     environ = {"ENVOY_HOST": envoy.host, "ENVOY_PASSWORD": envoy.password, "EMONCMS_APIKEY": "key"} | changes
     settings, _ = config.load(Path("/nonexistent"), environ, required=False)
-    return Envoy(settings, Tokens(settings, None, wall))
+    return Envoy(settings, Tokens(settings, state, wall))
 
 
 def asked(envoy: SimulatedEnvoy) -> list[tuple[str, int]]:
@@ -419,6 +421,59 @@ def test_refused_token(envoy: SimulatedEnvoy, enlighten: Enlighten) -> None:
         now[0] += LOGIN_EVERY_S
         polling.inverters()
     assert enlighten.logins == [200] * 4
+
+
+def test_a_passing_refusal_costs_no_token(envoy: SimulatedEnvoy, enlighten: Enlighten, tmp_path: Path) -> None:
+    """A gateway that refuses a good token for a while is read on, also by a new process, with Enphase unreachable."""
+    envoy.upgrade("D8.3.6086")
+    now = [time.time()]
+    polling = client(envoy, lambda: now[0], tmp_path, **account(enlighten))
+    polling.inverters()
+    enlighten.statuses[LOGIN_PATH] = 503
+    envoy.tokens.refused |= set(enlighten.tokens)
+    envoy.tokens.end_sessions()
+    for _ in range(5):
+        now[0] += REFUSED_WAIT_S
+        with pytest.raises(Refused):
+            polling.inverters()
+    assert enlighten.logins == [200, 503, 503]
+    envoy.tokens.refused.clear()
+    for one in (polling, client(envoy, lambda: now[0], tmp_path, **account(enlighten))):
+        assert json.loads(one.inverters()) == envoy.inverters
+    assert enlighten.logins == [200, 503, 503]
+
+
+def test_a_passing_refusal_of_all_tokens(envoy: SimulatedEnvoy, enlighten: Enlighten) -> None:
+    """A gateway that refused the token that was kept, and a fresh one, gets that one again by the next attempt."""
+    envoy.upgrade("D8.3.6086")
+    now = [time.time()]
+    polling = client(envoy, lambda: now[0], **account(enlighten))
+    polling.inverters()
+    now[0] += LOGIN_EVERY_S
+    envoy.answers = {CHECK: Answer(401), INVERTERS: Answer(401)}
+    with pytest.raises(Refused, match="refuses the token that Enphase gave"):
+        polling.inverters()
+    assert asked(envoy)[-3:] == [("/info", 200), (CHECK, 401), (CHECK, 401)]
+    envoy.answers.clear()
+    now[0] += REFUSED_WAIT_S
+    assert json.loads(polling.inverters()) == envoy.inverters
+    assert enlighten.logins == [200, 200]
+
+
+def test_a_clock_that_was_ahead_costs_no_token(envoy: SimulatedEnvoy, enlighten: Enlighten, tmp_path: Path) -> None:
+    """A token that was taken for expired while the clock was two years ahead is used again when the clock is right."""
+    envoy.upgrade("D8.3.6086")
+    now = [time.time()]
+    polling = client(envoy, lambda: now[0], tmp_path, **account(enlighten))
+    polling.inverters()
+    enlighten.statuses[LOGIN_PATH] = 503
+    now[0] += 2 * 365 * 86_400
+    with pytest.raises(Refused, match="503"):
+        polling.inverters()
+    now[0] = time.time()
+    for one in (polling, client(envoy, lambda: now[0], tmp_path, **account(enlighten))):
+        assert json.loads(one.inverters()) == envoy.inverters
+    assert enlighten.logins == [200, 503]
 
 
 def test_renewed_while_polling(envoy: SimulatedEnvoy, enlighten: Enlighten) -> None:

@@ -176,7 +176,7 @@ def test_one_login_in_ten_minutes(enlighten: Enlighten, tmp_path: Path, *, state
     wall = Wall()
     tokens = Tokens(settings(enlighten), tmp_path if state else None, wall)
     for minute in range(30):
-        if minute % 10 == 0:
+        for _ in range(2 if minute in (10, 20) else 1):  # the one that is kept, and a fresh one
             tokens.refused(tokens.token(SERIAL))
         words = "the gateway refuses the token that Enphase gave (Enphase was asked "
         assert trouble(tokens).startswith(words)
@@ -193,6 +193,7 @@ def test_restart_and_clock(enlighten: Enlighten, tmp_path: Path) -> None:
         trouble(tokens)
     assert len(enlighten.logins) == 1
     wall.now -= 5 * HOUR
+    tokens.refused(tokens.token(SERIAL))
     tokens.token(SERIAL)
     assert len(enlighten.logins) == 2
 
