@@ -95,6 +95,9 @@ class Connection:
             reason = f"{parts.netloc} cannot be reached: is the Envoy on, and ENVOY_HOST right?"
             # Somebody is there who resets what was connected, and perhaps before we saw that it was.
             raise StreamLost(reason, nobody_there=not group.subgroup((TimeoutError, ConnectionResetError))) from group
+        except OSError as error:  # EAI_SYSTEM: EBUSY (synapse 6190), EMFILE
+            reason = f"{parts.netloc} cannot be looked up ({error.strerror or error})"
+            raise StreamLost(reason, nobody_there=True) from error
         self._kept = url, self._encrypted(sock, host, url) if secure else sock
         return self._kept[1]
 

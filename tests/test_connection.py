@@ -1,5 +1,6 @@
 """HTTP with the gateway at the socket: what is kept, what is bounded, and how each failure is told."""
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -181,6 +182,21 @@ def test_a_name_that_is_none(host: str) -> None:
     """What cannot be resolved, or cannot be a name at all, is told as such: nobody is there."""
     with pytest.raises(StreamLost, match=f"^{host} is a name that cannot be resolved: is ENVOY_HOST right") as raised:
         Connection(None).get(f"http://{host}", "/x", 5)
+    assert raised.value.nobody_there
+
+
+@pytest.mark.parametrize(
+    ("resolver", "words"),
+    [
+        (Mock(side_effect=OSError(errno.EBUSY, "Device or resource busy")), "Device or resource busy"),
+        (Mock(return_value=[]), "getaddrinfo returns an empty list"),
+    ],
+)
+def test_a_name_that_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch, resolver: Mock, words: str) -> None:
+    """A resolver that fails by a plain OSError (EAI_SYSTEM), or knows no address, is told in words."""
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with pytest.raises(StreamLost, match=rf"^envoy.test:8080 cannot be looked up \({words}\)$") as raised:
+        Connection(None).get("http://envoy.test:8080", "/x", 5)
     assert raised.value.nobody_there
 
 
