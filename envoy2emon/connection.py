@@ -105,12 +105,15 @@ class Connection:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE  # every gateway's certificate is self-signed
+        encrypted = None
         try:
             encrypted = context.wrap_socket(sock, server_hostname=host)
+            # A connection that was ended and reset is wrapped without a handshake: here is where that shows.
+            found = hashlib.sha256(encrypted.getpeercert(binary_form=True) or b"").hexdigest()
         except OSError as error:
+            (encrypted or sock).close()
             strange = isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError)
             raise StreamLost(f"{url} {'does not speak TLS' if strange else reason_of(error)}") from error
-        found = hashlib.sha256(encrypted.getpeercert(binary_form=True) or b"").hexdigest()
         if found != (self._pin or found):
             encrypted.close()
             raise Refused(

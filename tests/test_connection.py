@@ -2,6 +2,8 @@
 
 import errno
 import socket
+import ssl
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import Thread
@@ -13,9 +15,11 @@ from envoy2emon import answer as answer_module
 from envoy2emon import connection
 from envoy2emon.answer import StreamLost
 from envoy2emon.connection import Connection
+from tests.conftest import until
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n"
+TCP_CLOSE = b"\7"
 
 
 class Last(bytes):
@@ -165,6 +169,28 @@ def test_a_door_that_does_not_speak_tls(scripted: Scripted, monkeypatch: pytest.
         with pytest.raises(StreamLost, match=f"^{url} {words}") as raised:
             Connection(None).get(url, "/x", 5)
         assert not raised.value.nobody_there
+
+
+def test_a_reset_before_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was ended and reset before TLS began is lost, and its socket closed."""
+    made: list[ssl.SSLSocket] = []
+    wrap = ssl.SSLContext.wrap_socket
+
+    def wrap_late(context: ssl.SSLContext, sock: socket.socket, server_hostname: str) -> ssl.SSLSocket:
+        client, _ = listener.accept()
+        client.shutdown(socket.SHUT_WR)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        until(lambda: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == TCP_CLOSE)
+        made.append(wrap(context, sock, server_hostname=server_hostname))
+        return made[0]
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", wrap_late)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(StreamLost, match=f"^{url} cannot be reached any more"):
+            Connection(None).get(url, "/x", 5)
+    assert made[0].fileno() == -1
 
 
 def test_a_reset_before_we_saw_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
