@@ -1,14 +1,16 @@
 """What the gateway answers: status and headers at once, the body as it comes.
 
-The law of this file: a body is bounded in time and size, and whatever goes wrong is StreamLost, in words.
+The law of this file: all of it is bounded in time and size, and whatever goes wrong is StreamLost, in words.
 """
 
 import http.client
+import io
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 ANSWER_TIMEOUT_S = 20.0
 # 51 inverters are 8 kB.
@@ -30,19 +32,53 @@ class StreamLost(Exception):
         self.knocks = 0
 
 
+class Source(io.RawIOBase):
+    """What http.client takes for a socket: from begin() on it gives what comes within `silence` seconds.
+
+    A socket's own timeout begins anew with each byte of a head, of a chunk's size, or of trailers.
+    """
+
+    def __init__(self, sock: socket.socket, silence: float) -> None:
+        self._sock = sock
+        self._silence = silence
+        self.begin()
+
+    def begin(self) -> None:
+        """Let the time begin anew."""
+        self._deadline = time.monotonic() + self._silence
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Do as a socket."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """Do as a file."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
+        """Take what there is, as soon as there is any. Raises OSError: TimeoutError when the time is over."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        return self._sock.recv_into(buffer)
+
+
 class Answer:
     """What the gateway answered: `status`, `headers`, and the body as it comes.
 
     At the end of its `with` an answer that was not read to its end takes the connection with it.
     """
 
-    def __init__(self, response: http.client.HTTPResponse, url: str, close: Callable[[], None]) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self._response = response
+    def __init__(self, source: Source, url: str, close: Callable[[], None]) -> None:
+        self._source = source
+        self._response = http.client.HTTPResponse(source, method="GET")  # type: ignore[arg-type]
+        self._response.begin()
+        self.status = self._response.status
+        self.headers = self._response.headers
         self._url = url
         self._close = close
-        self._complete = response.length == 0
+        self._complete = self._response.length == 0
 
     def __enter__(self) -> Self:
         """Give it."""
@@ -60,6 +96,7 @@ class Answer:
 
     def chunk(self) -> bytes:
         """Return the next bytes as soon as there are any, b"" at the end: read1 is prompt for every framing."""
+        self._source.begin()
         with in_words(self._url):
             data = self._response.read1(_CHUNK)
             if not data and self._response.length:

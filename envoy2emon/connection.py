@@ -6,7 +6,6 @@ wrong are seen here at the socket, not read out of another library's texts.
 """
 
 import hashlib
-import http.client
 import logging
 import socket
 import ssl
@@ -16,7 +15,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from envoy2emon import __version__
-from envoy2emon.answer import Answer, StreamLost, in_words, reason_of
+from envoy2emon.answer import Answer, Source, StreamLost, in_words, reason_of
 from envoy2emon.keepalive import usable
 
 CONNECT_TIMEOUT_S = 5.0
@@ -42,29 +41,29 @@ class Connection:
         self._kept: tuple[str, socket.socket] | None = None  # to which url
 
     def get(self, url: str, path: str, silence: float, headers: Mapping[str, str] | None = None) -> Answer:
-        """Return an answer, its body unread; `silence` is the longest wait for a byte. Raises StreamLost, Refused."""
+        """Return an answer, its body unread; `silence` is the longest wait for more. Raises StreamLost, Refused."""
         lines = {"Host": urlsplit(url).netloc, "User-Agent": f"envoy2emon/{__version__}", "Accept": "*/*"}
         if headers and self._session and url.startswith("https"):  # it alone would let one in
             lines["Cookie"] = "; ".join(f"{name}={morsel.coded_value}" for name, morsel in self._session.items())
         lines |= headers or {}
         question = f"GET {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        response = None
+        answer = None
         try:
             if self._kept and self._kept[0] == url and usable(self._kept[1], silence):
                 # The gateway may close a kept connection; R/D3.18 resets one after its 401 (HA 126162).
                 with in_words(url), suppress(ConnectionError, ssl.SSLError):
-                    response = _ask(self._kept[1], question, silence)
-            if response is None:
+                    answer = self._ask(self._kept[1], question, url + path, silence)
+            if answer is None:
                 sock = self._open(url)
                 with in_words(url):
-                    response = _ask(sock, question, silence)
+                    answer = self._ask(sock, question, url + path, silence)
         except StreamLost:
             self.close()
             raise
-        for cookie in response.headers.get_all("Set-Cookie", ()):
+        for cookie in answer.headers.get_all("Set-Cookie", ()):
             with suppress(CookieError):
                 self._session.load(cookie)
-        return Answer(response, url + path, self.close)
+        return answer
 
     def forget_session(self) -> None:
         """End the gateway's session: the next answer that opens one counts."""
@@ -75,6 +74,11 @@ class Connection:
         if self._kept:
             self._kept[1].close()
             self._kept = None
+
+    def _ask(self, sock: socket.socket, question: str, url: str, silence: float) -> Answer:
+        sock.settimeout(silence)
+        sock.sendall(f"{question}\r\n".encode())
+        return Answer(Source(sock, silence), url, self.close)
 
     def _open(self, url: str) -> socket.socket:
         """Connect anew. Raises StreamLost, Refused."""
@@ -124,15 +128,3 @@ class Connection:
             _log.info("Envoy: its certificate has SHA-256 %s", found)
             self._fingerprint = found
         return encrypted
-
-
-def _ask(sock: socket.socket, question: str, silence: float) -> http.client.HTTPResponse:
-    sock.settimeout(silence)
-    sock.sendall(f"{question}\r\n".encode())
-    response = http.client.HTTPResponse(sock, method="GET")
-    try:
-        response.begin()
-    except BaseException:
-        response.close()
-        raise
-    return response

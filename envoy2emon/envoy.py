@@ -62,7 +62,7 @@ class Envoy:
     def stream(self, silence: float) -> Iterator[Callable[[], bytes]]:
         """Open /stream/meter and give a function that returns its next bytes as they come, b"" at its end.
 
-        Raises StreamLost, also after `silence` seconds without a byte, and Refused.
+        Raises StreamLost, also after `silence` seconds without any, and Refused.
         """
         with self._open("/stream/meter", silence) as answer:
             yield answer.chunk

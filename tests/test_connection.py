@@ -1,9 +1,11 @@
 """HTTP with the gateway at the socket: what is kept, what is bounded, and how each failure is told."""
 
 import errno
+import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import Thread
@@ -137,6 +139,48 @@ def test_a_failure_is_told_in_words(scripted: Scripted, answer: bytes, words: st
         got.text()
     assert text(way, gateway) == "ok"
     assert gateway.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("begin", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (CHUNKED[:-7] + b";", b"y"),
+        (CHUNKED[:-2], b"X: y\r\n"),
+    ],
+    ids=["head", "100 Continue", "size of a chunk", "trailers"],
+)
+def test_what_drips_is_silent(begin: bytes, drop: bytes) -> None:
+    """A gateway that sends on and on, and nothing of a body, is lost when `silence` is over."""
+
+    def drip() -> None:
+        client, _ = listener.accept()
+        with client, suppress(OSError):
+            client.recv(65536)
+            client.sendall(begin)
+            for _ in range(60):
+                if select.select([client], [], [], 0.05)[0]:
+                    break
+                client.sendall(drop)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(StreamLost, match="does not answer in time"), Connection(None).get(url, "/x", 0.3) as answer:
+            answer.text()
+    assert 0.3 <= time.monotonic() - start < 1.5
+
+
+def test_who_reads_late_has_lost_nothing(scripted: Scripted) -> None:
+    """The time that goes by before somebody reads on is not the gateway's silence."""
+    large = "k" * 20_000  # more than is read with the head
+    gateway, way = scripted(GOOD.replace(b"2\r\n\r\nok", f"20000\r\n\r\n{large}".encode())), Connection(None)
+    with way.get(gateway.url, "/x", 0.2) as answer:
+        late = time.monotonic() + 0.3
+        until(lambda: time.monotonic() > late)
+        assert answer.text() == large
 
 
 def test_a_kept_connection_that_is_silent_is_not_asked_twice(scripted: Scripted) -> None:

@@ -128,11 +128,18 @@ def test_no_events(site: Site) -> None:
     site.reads()
 
 
-def test_drip(site: Site, proxy: FaultProxy) -> None:
-    """A stream that drips is given up, for all that something comes every now and then."""
+@pytest.mark.parametrize(
+    ("chunked", "words"), [(True, ".* does not answer in time"), (False, "the stream sends no event for 1 s")]
+)
+def test_drip(
+    request: pytest.FixtureRequest, envoy: SimulatedEnvoy, proxy: FaultProxy, words: str, *, chunked: bool
+) -> None:
+    """A stream that drips is given up, for all that something comes every now and then, be it of a chunk's size."""
+    envoy.chunked = chunked
+    site: Site = request.getfixturevalue("site")
     proxy.drip(5)
-    site.envoy.emit(THREE_PHASE_EVENT)
-    site.process.wait_for_line("WARNING Envoy: the stream sends no event for 1 s")
+    envoy.emit(THREE_PHASE_EVENT)
+    site.process.wait_for_line(f"WARNING Envoy: {words}")
     proxy.pass_through()
     gone(site)
     site.reads()
