@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 ANSWER_TIMEOUT_S = 20.0
@@ -93,6 +93,12 @@ class Answer:
         self._response.close()
         if self._response.will_close or not self._complete:
             self._close()
+
+    def skip(self) -> None:
+        """Let go of it, read to its end if that is in sight: so the connection is kept."""
+        with self, suppress(StreamLost):
+            if not self._response.will_close:
+                self.text()
 
     def chunk(self) -> bytes:
         """Return the next bytes as soon as there are any, b"" at the end: read1 is prompt for every framing."""

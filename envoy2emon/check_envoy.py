@@ -14,7 +14,7 @@ from envoy2emon.answer import ANSWER_TIMEOUT_S, StreamLost
 from envoy2emon.check_readings import first_event, inverters, transformers, watts
 from envoy2emon.check_verdict import Verdict, fail, ok, warn
 from envoy2emon.connection import CONNECT_TIMEOUT_S, Refused
-from envoy2emon.envoy import Envoy, NotAllowed
+from envoy2emon.envoy import Envoy, Missing, NotAllowed
 from envoy2emon.gateway import Gateway
 from envoy2emon.outage import duration
 from envoy2emon.readings import BadReading, parse_reports
@@ -119,7 +119,7 @@ def _meters(envoy: Envoy, tokens: Tokens, config: Config, patience: float) -> It
             with envoy.stream(patience) as read:
                 yield _login(tokens, config)
                 source, reading = "stream", first_event(read, patience)
-        except NotAllowed as trouble:
+        except (NotAllowed, Missing) as trouble:
             yield _login(tokens, config)
             if config.stream_source == "stream":
                 yield fail("stream", f"{trouble}: set STREAM_SOURCE=auto, and the meter reports are read in its place")
@@ -154,7 +154,7 @@ def _no_reading(trouble: Exception, *, metered: bool) -> Verdict:
         cure = "the inverters need none; without this daemon it is quiet: sudo systemctl disable --now envoy2emon"
         return warn("meters", f"this Envoy has none (/info says imeter false; {trouble}): {cure}")
     cure = "Wait five minutes and check again, then switch the Envoy off and on"
-    if str(trouble).endswith("answers 404"):
+    if str(trouble).endswith("/stream/meter answers 404"):
         cure = "Perhaps this firmware has no such page: set STREAM_SOURCE=reports and check again"
     if isinstance(trouble, NotAllowed):
         cure = "Is the account ENPHASE_EMAIL, or whoever got ENVOY_TOKEN, the owner of this very Envoy?"

@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """The gateway does not let us in: the owner has to do something, which the text says."""
+    """The gateway does not let us in: the owner has to do something, which the text says. knocks: as StreamLost's."""
+
+    knocks = 0
 
 
 class Connection:

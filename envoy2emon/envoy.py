@@ -30,6 +30,10 @@ class NotAllowed(Refused):
     """The token is good, but not for this: the role is too low, or the firmware keeps it from owners."""
 
 
+class Missing(StreamLost):
+    """There is no such endpoint, or not yet: while a gateway starts."""
+
+
 class Envoy:
     """One gateway; on firmware < 7 as the user of the inverters, or else as the installer.
 
@@ -91,12 +95,10 @@ class Envoy:
         opened = self.connection.opened
         try:
             return self._attempt(path, silence)
-        except StreamLost as trouble:
-            self._failed += 1
+        except (StreamLost, Refused) as trouble:
             trouble.knocks = self.connection.opened - opened
-            raise
-        except Refused as trouble:
-            self._failed = 0 if isinstance(trouble, NotAllowed) else 1
+            before = self._failed if isinstance(trouble, StreamLost) else 0
+            self._failed = 0 if isinstance(trouble, NotAllowed) else before + 1
             raise
 
     def _known(self) -> Gateway:
@@ -111,20 +113,21 @@ class Envoy:
         """Return a good answer; log in again, once, if the gateway wants it."""
         known = self._known()
         answer = self._ask(known, path, silence)
-        if _denied(known, answer):
-            answer.close()
+        # A 404 may want a new login, but not again and again: each one is a session.
+        if _denied(known, answer) or (known.needs_token and answer.status == _NOT_FOUND and not self._failed):
+            answer.skip()
             known = self._mend(known)
             answer = self._ask(known, path, silence)
-        denied, status = _denied(known, answer), answer.status
-        if status == _OK:
+        if answer.status == _OK:
             self._failed = 0
             return answer
-        answer.close()
-        if denied:
-            words = f"firmware {known.firmware} does not open {path} to this token ({status})"
+        answer.skip()
+        if _denied(known, answer):
+            words = f"firmware {known.firmware} does not open {path} to this token ({answer.status})"
             raise NotAllowed(words) if known.needs_token else self._refused(known)
         location = answer.headers.get("Location", "")[:200]
-        raise StreamLost(f"{known.url}{path} answers {status}" + (f", a redirect to {location}" if location else ""))
+        words = f"{known.url}{path} answers {answer.status}" + (f", a redirect to {location}" if location else "")
+        raise Missing(words) if known.needs_token and answer.status == _NOT_FOUND else StreamLost(words)
 
     def _mend(self, before: Gateway) -> Gateway:
         """After a refusal: find out what the gateway wants now. Raises Refused if that is what it was given."""
@@ -193,6 +196,5 @@ def _bearer(token: Token) -> dict[str, str]:
 
 
 def _denied(known: Gateway, answer: Answer) -> bool:
-    # What a role or a firmware keeps from owners is answered 401 on D7.6.175, 404 where there is no such endpoint.
-    codes = (_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND) if known.needs_token else (_UNAUTHORIZED,)
-    return answer.status in codes
+    # What a role or a firmware keeps from owners is answered 401 on D7.6.175.
+    return answer.status == _UNAUTHORIZED or (known.needs_token and answer.status == _FORBIDDEN)

@@ -60,6 +60,7 @@ class Outage:
             _log.debug("%s: %s", self._neighbour, reason)
         self.reason = reason
         if refused:
+            self._owed = 0
             return REFUSED_WAIT_S
         self._owed += knocks
         wait = 0.0
@@ -68,14 +69,18 @@ class Outage:
             self._owed -= 1
         return min(self._most, wait) * (1 + 0.2 * self._jitter())
 
+    def spent(self, knocks: int) -> None:
+        """Note what an attempt has cost that is followed by another one at once."""
+        self._owed += knocks
+
     def ends(self, news: str = "") -> None:
         """Note that the neighbour answers; `news` says what becomes of what had to wait."""
         if self.reason:
             level = logging.INFO if self._told else logging.DEBUG
             _log.log(level, "%s: back after %s%s", self._neighbour, duration(self.seconds), news)
             self.reason = ""
-            self._owed = 0
             self._ended = self._clock()
+        self._owed = 0
 
     def steady(self) -> None:
         """Note that the neighbour has proved reliable: the next wait begins at 1 s."""

@@ -11,8 +11,8 @@ from typing import TypeVar
 from envoy2emon.answer import StreamLost
 from envoy2emon.bursts import Arrival
 from envoy2emon.connection import Refused
-from envoy2emon.envoy import Envoy, NotAllowed
-from envoy2emon.outage import STEADY_S, Outage
+from envoy2emon.envoy import Envoy, Missing, NotAllowed
+from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage
 from envoy2emon.readings import BadReading, parse_event, parse_reports
 from envoy2emon.sse import Decoder, LineTooLong
 
@@ -48,6 +48,7 @@ class Reader:
         self._clock = clock
         self._wait = wait
         self._reports_until = float("inf") if source == "reports" else float("-inf")
+        self._denied_at = float("-inf")  # when the stream was, last
         self._used = 0  # createdAt of the reports that were taken last
 
     def run(self, turned: Callable[[], None]) -> None:
@@ -61,19 +62,35 @@ class Reader:
                 else:
                     self._follow_stream(turned)
                 continue
-            except NotAllowed as trouble:
+            except (NotAllowed, Missing) as trouble:
                 if self._source == "auto" and not reports:
-                    level = logging.DEBUG if self.outage.reason else logging.INFO
-                    _log.log(level, "Envoy: %s; its meter reports are read in place of the stream", trouble)
-                    self._reports_until = self._clock() + STREAM_AGAIN_S
-                    continue
-                hint = "; STREAM_SOURCE=auto takes the meter reports in its place" if self._source == "stream" else ""
-                wait = self._refused(f"{trouble}{hint}")
+                    self._take_reports(trouble)
+                    if isinstance(trouble, NotAllowed) or not (trouble.knocks and self.outage.reason):
+                        continue
+                    wait = self.outage.fails(str(trouble), knocks=0)  # what it cost is noted
+                else:
+                    wait = self._kept_out(trouble)
             except Refused as trouble:
                 wait = self._refused(str(trouble))
             except StreamLost as trouble:
                 wait = self.outage.fails(str(trouble), knocks=trouble.knocks)
             self._wait(wait)
+
+    def _take_reports(self, trouble: NotAllowed | Missing) -> None:
+        level = logging.DEBUG if self.outage.reason else logging.INFO
+        _log.log(level, "Envoy: %s; its meter reports are read in place of the stream", trouble)
+        now = self._clock()
+        self._reports_until = now + STREAM_AGAIN_S
+        self._denied_at = now if isinstance(trouble, NotAllowed) else float("-inf")
+        self.outage.spent(trouble.knocks)
+
+    def _kept_out(self, trouble: NotAllowed | Missing) -> float:
+        hint = "; STREAM_SOURCE=auto takes the meter reports in its place" if self._source == "stream" else ""
+        if isinstance(trouble, NotAllowed):
+            return self._refused(f"{trouble}{hint}")
+        if self._source == "auto":  # the stream is asked again, but not soon if it was denied, for that costs a login
+            self._reports_until = min(self._reports_until, self._denied_at + REFUSED_WAIT_S)
+        return self.outage.fails(f"{trouble}{hint}", knocks=trouble.knocks)
 
     def _refused(self, reason: str) -> float:
         if self._source == "auto":

@@ -261,6 +261,21 @@ def test_owner_without_stream(check: Check, gateway7: SimulatedEnvoy) -> None:
     check(ENVOY_HOST=gateway7.host, ENVOY_TOKEN=token, STREAM_SOURCE="reports").say("ok", "reading", "from the reports")
 
 
+def test_owner_whose_gateway_lacks_a_page(check: Check, gateway7: SimulatedEnvoy) -> None:
+    """A 404 is not laid to the owner's account: the reports take the stream's place, and nothing takes theirs."""
+    token = make_token(gateway7.serial, time.time() + YEAR)
+    gateway7.answers["/stream/meter"] = Answer(404)
+    answers = check(ENVOY_HOST=gateway7.host, ENVOY_TOKEN=token)
+    answers.say("ok", "login")
+    answers.say("ok", "stream", "/stream/meter answers 404", "reports")
+    answers.say("ok", "reading", "from the reports")
+    only = check(ENVOY_HOST=gateway7.host, ENVOY_TOKEN=token, STREAM_SOURCE="stream")
+    only.say("FAIL", "stream", "/stream/meter answers 404", "set STREAM_SOURCE=auto")
+    gateway7.answers["/ivp/meters/reports/"] = Answer(404)
+    answers = check(ENVOY_HOST=gateway7.host, ENVOY_TOKEN=token)
+    answers.say("FAIL", "reading", "/ivp/meters/reports/ answers 404. Wait five minutes and check again")
+
+
 def test_bad_tokens(check: Check, gateway7: SimulatedEnvoy) -> None:
     """No token, one of another gateway, an expired one, and one that the gateway refuses have words of their own."""
     refused = make_token(gateway7.serial, time.time() + YEAR)

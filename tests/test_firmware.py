@@ -16,7 +16,7 @@ from envoy2emon import config, gateway
 from envoy2emon.answer import StreamLost
 from envoy2emon.bursts import Arrival
 from envoy2emon.connection import Refused
-from envoy2emon.envoy import Envoy, NotAllowed
+from envoy2emon.envoy import Envoy, Missing, NotAllowed
 from envoy2emon.outage import REFUSED_WAIT_S
 from envoy2emon.reader import STREAM_AGAIN_S, Reader
 from envoy2emon.simulator import Answer, SimulatedEnvoy, make_token
@@ -575,15 +575,29 @@ def test_pin(envoy: SimulatedEnvoy, certificate: Certificate, tmp_path: Path) ->
     client(envoy, ENVOY_CERT_SHA256=new, ENVOY_TOKEN=token_for(envoy)).inverters()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 403])
 def test_stream_not_allowed(envoy: SimulatedEnvoy, status: int) -> None:
-    """401, 403 or 404 for the stream, with a token that check_jwt accepts, is NotAllowed, and reports are open."""
+    """401 or 403 for the stream, with a token that check_jwt accepts, is NotAllowed, and reports are open."""
     envoy.upgrade("D8.3.6086")
     envoy.answers[STREAM] = Answer(status)
     reading = client(envoy, ENVOY_TOKEN=token_for(envoy))
     with pytest.raises(NotAllowed, match=f"D8.3.6086 does not open /stream/meter to this token .{status}"):
         reading.stream(1).__enter__()
     assert asked(envoy)[-3:] == [("/info", 200), (CHECK, 200), (STREAM, status)]
+    assert json.loads(reading.reports()) == envoy.reports
+
+
+def test_stream_missing(envoy: SimulatedEnvoy) -> None:
+    """404 for the stream is Missing, with one login to make sure and none while it lasts."""
+    envoy.upgrade("D8.3.6086")
+    reading = client(envoy, ENVOY_TOKEN=token_for(envoy))
+    with reading.stream(1):
+        logins = asked(envoy).count((CHECK, 200))
+    envoy.answers[STREAM] = Answer(404, "<html>")
+    for _ in range(9):
+        with pytest.raises(Missing, match=f"^https://{envoy.host}/stream/meter answers 404$"):
+            reading.stream(1).__enter__()
+    assert asked(envoy).count((CHECK, 200)) == logins + 1
     assert json.loads(reading.reports()) == envoy.reports
 
 

@@ -5,7 +5,7 @@ The law of this file: sockets are real, and time passes only while a daemon wait
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,6 +18,7 @@ from envoy2emon.inverters import Poller
 from envoy2emon.reader import Reader
 from envoy2emon.simulator import Answer, SimulatedEnvoy, make_token
 from envoy2emon.simulator_gate import INVERTERS, STREAM
+from envoy2emon.simulator_site import THREE_PHASE_EVENT, reports
 from envoy2emon.tokens import Tokens
 from tests.certificates import Certificate
 from tests.faultproxy import FaultProxy
@@ -28,7 +29,9 @@ BARE, WITH_PORT = NAME, f"{NAME}:8080"
 WATCHED_S = 300.0
 CONNECT = socket.create_connection
 SHUT = ExceptionGroup("create_connection failed", [ConnectionRefusedError()])
-ALL = ("/info", "/auth/check_jwt", STREAM, INVERTERS)
+REPORTS = "/ivp/meters/reports/"
+DATA = (STREAM, REPORTS, INVERTERS)
+ALL = ("/info", "/auth/check_jwt", *DATA)
 CANNED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
 Fault = Callable[["World"], None]
@@ -39,9 +42,12 @@ FAULTS: dict[str, Fault] = {
     "503 to anything": lambda world: world.cut(lambda: world.proxy.canned(CANNED)),
     "301 to all": lambda world: world.answer(301, *ALL),
     "401 to all": lambda world: world.answer(401, *ALL),
-    "302 behind /info": lambda world: world.answer(302, STREAM, INVERTERS),
-    "503 behind /info": lambda world: world.answer(503, STREAM, INVERTERS),
-    "503 to a login": lambda world: world.answer(503, "/auth/check_jwt", STREAM, INVERTERS),
+    "302 behind /info": lambda world: world.answer(302, *DATA),
+    "503 behind /info": lambda world: world.answer(503, *DATA),
+    "404 to the data": lambda world: world.answer(404, *DATA),
+    "404 to the reports": lambda world: world.answer(404, REPORTS),
+    "404 that closes": lambda world: world.answer(404, *DATA, headers={"Connection": "close"}),
+    "503 to a login": lambda world: world.answer(503, "/auth/check_jwt", *DATA),
 }
 
 
@@ -72,6 +78,7 @@ class World:
         times: Any = lambda: self.now, lambda: self.jitter, self._wait
         follows: dict[str, Any] = {
             "stream": Reader(client, self._take, "stream", 60, *times),
+            "auto": Reader(client, self._take, "auto", 60, *times),
             "inverters": Poller(client, self._take, 1, *times),
         }
         with patch.object(socket, "create_connection", self._connect), pytest.raises(_End):
@@ -85,9 +92,9 @@ class World:
         fault()
         self.proxy.cut()
 
-    def answer(self, status: int, *paths: str) -> None:
+    def answer(self, status: int, *paths: str, headers: Mapping[str, str] = {}) -> None:
         """Let the gateway answer these paths so."""
-        self.envoy.answers |= dict.fromkeys(paths, Answer(status))
+        self.envoy.answers |= dict.fromkeys(paths, Answer(status, "<html>", headers=headers))
 
     def _connect(self, address: tuple[str, int], *rest: Any, **options: Any) -> socket.socket:  # noqa: ANN401
         if address[0] != NAME:
@@ -140,7 +147,7 @@ def proxy(envoy: SimulatedEnvoy) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.mark.parametrize("daemon", ["stream", "inverters"])
+@pytest.mark.parametrize("daemon", ["stream", "auto", "inverters"])
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("host", [BARE, WITH_PORT])
 @pytest.mark.parametrize("fault", FAULTS)
@@ -155,15 +162,16 @@ def test_six_connections_in_a_minute(
 
 # What asks at one door by turns may have asked at the right one after 15 s, and does so again after 61 s.
 @pytest.mark.parametrize(("known", "longest"), [(True, 30), (False, 46)])
+@pytest.mark.parametrize("daemon", ["stream", "auto"])
 @pytest.mark.parametrize("host", [BARE, WITH_PORT])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_back_within_the_backoff(
-    envoy: SimulatedEnvoy, proxy: FaultProxy, fault: str, host: str, longest: float, *, known: bool
+    envoy: SimulatedEnvoy, proxy: FaultProxy, fault: str, host: str, daemon: str, longest: float, *, known: bool
 ) -> None:
     """Whenever the fault ends, the stream is open 30 s later at most; where the door was never known, 46 s later."""
     for attempts in (1, 2, 4, 5, 8):
         world = World(envoy, proxy, host, jitter=1.0)
-        world.meet(fault, known=known, attempts=attempts)
+        world.meet(fault, known=known, daemon=daemon, attempts=attempts)
         assert world.now - world.back <= 1.2 * longest + 0.01
 
 
@@ -179,6 +187,39 @@ def test_doors(envoy: SimulatedEnvoy, proxy: FaultProxy, fault: str, begin: list
     world = World(envoy, proxy, BARE)
     world.meet(fault, known=begin is not START)
     assert world.knocks[: len(begin)] == begin
+
+
+@pytest.mark.parametrize("envoy", ["D8.3.6086"], indirect=True)
+@pytest.mark.parametrize("daemon", ["stream", "auto"])
+def test_a_moment_without_data(envoy: SimulatedEnvoy, proxy: FaultProxy, daemon: str) -> None:
+    """A gateway that has its data again after two attempts is read on after the second wait."""
+    world = World(envoy, proxy, WITH_PORT, jitter=1.0)
+    world.meet("404 to the data", known=True, daemon=daemon, attempts=2)
+    assert world.now - world.back == pytest.approx(2 * 1.2)
+
+
+class Owners(World):
+    """A gateway whose reports go on when all is well."""
+
+    def mend(self) -> None:
+        """Let all go well."""
+        super().mend()
+        self.envoy.reports = reports(THREE_PHASE_EVENT, int(time.time()) + 1)
+
+
+@pytest.mark.parametrize("envoy", ["D7.6.175"], indirect=True)
+@pytest.mark.parametrize("attempts", [2, 3, 4, 5, 6, 9, 10])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("fault", ["404 to the data", "404 to the reports", "404 that closes"])
+def test_where_owners_have_the_reports_alone(
+    envoy: SimulatedEnvoy, proxy: FaultProxy, fault: str, attempts: int, *, known: bool
+) -> None:
+    """Missing reports are back within the backoff too, and cost few logins, for each one is a session."""
+    world = Owners(envoy, proxy, BARE, jitter=1.0)
+    world.meet(fault, known=known, daemon="auto", attempts=attempts)
+    assert world.now - world.back <= 1.2 * 30 + 0.01
+    assert busiest_minute([at for at, _ in world.knocks]) <= MOST_ATTEMPTS
+    assert [request.path for request in envoy.requests].count("/auth/check_jwt") <= 5
 
 
 class Updated(World):

@@ -55,6 +55,19 @@ def test_each_connection_earns_its_wait(clock: Time) -> None:
     assert one.fails("away", knocks=2) == 2 + 4
 
 
+def test_an_attempt_that_another_follows_at_once_is_paid_with_it(clock: Time) -> None:
+    """Its connections earn their waits when both have failed, none when the other one went well or was refused."""
+    one = outage(clock)
+    one.spent(2)
+    assert one.fails("away", knocks=1) == 1 + 2 + 4
+    one.spent(2)
+    one.ends()
+    assert one.fails("away") == 8
+    one.spent(2)
+    one.fails("wrong key", refused=True)
+    assert one.fails("away") == 16
+
+
 def test_who_refuses_us_is_asked_every_five_minutes(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
     """A trouble that the owner has to mend is an ERROR, once, and is tried again seldom."""
     one = outage(clock)
