@@ -125,7 +125,8 @@ def in_words(url: str) -> Iterator[None]:
     """Raise StreamLost, in words, for every way in which a connection fails."""
     try:
         yield
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # ValueError: http.client reads a head as that of a mail, charsets and all.
         raise StreamLost(f"{url} {reason_of(error)}") from error
 
 

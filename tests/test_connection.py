@@ -130,6 +130,10 @@ def test_a_kept_connection_that_was_closed_is_opened_anew(scripted: Scripted) ->
         (CHUNKED.replace(b"1\r\nk", b"one\r\nk"), "closed the connection"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "cannot be read: BadStatusLine"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200, "cannot be read: HTTPException"),
+        (
+            GOOD.replace(b"\r\n\r\n", b"\r\nContent-Type: multipart/x; boundary*=a\0b''c\r\n\r\n"),
+            "cannot be read: ValueError",
+        ),
     ],
 )
 def test_a_failure_is_told_in_words(scripted: Scripted, answer: bytes, words: str) -> None:
