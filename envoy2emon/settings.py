@@ -85,7 +85,7 @@ def _url(expected: str, *, path: bool, bare: bool = False) -> Callable[[str], st
             and (path or parts.path in ("", "/"))
         ):
             raise NotValid(expected)
-        return text.rstrip("/")
+        return parts.scheme + text[len(parts.scheme) :].rstrip("/")  # which is compared elsewhere: HTTPS:// will do
 
     return read
 
