@@ -12,10 +12,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from envoy2emon import live_http, settings
 from envoy2emon.demo_day import Day
@@ -39,11 +39,11 @@ def run(seconds: float | None, listen: str | None, port: int = DEFAULT_PORT) -> 
 
     listen: where the page is; else it is at this port of 127.0.0.1, or at another one if that is taken.
     """
-    stop = threading.Event()
+    stop: SimpleQueue[None] = SimpleQueue()  # an Event would not do: its lock is not for a signal's handler
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in step with the daemons' log, through a pipe too
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: stop.put(None))
     if seconds is not None and not seconds > 0:  # nan too
         print("envoy2emon demo: expected more than 0 seconds", file=sys.stderr)
         return 2
@@ -67,7 +67,7 @@ def run(seconds: float | None, listen: str | None, port: int = DEFAULT_PORT) -> 
         return 0
 
 
-def _run(stop: threading.Event, seconds: float | None, page: str) -> int:
+def _run(stop: SimpleQueue[None], seconds: float | None, page: str) -> int:
     started = time.monotonic()
 
     def hour() -> float:
@@ -93,7 +93,7 @@ def _run(stop: threading.Event, seconds: float | None, page: str) -> int:
         print(f"The live page: http://{here}\nA day takes four minutes; Ctrl-C ends it.")
         head = f"\n{_HEAD}\n"
         until = started + (math.inf if seconds is None else seconds)
-        while (left := until - time.monotonic()) > 0 and not stop.wait(min(1.0, left)):
+        while (left := until - time.monotonic()) > 0 and not _stopped(stop, min(1.0, left)):
             if any(daemon.poll() is not None for daemon in daemons):
                 print("A daemon has ended, and so does the demo.")
                 return 1
@@ -103,6 +103,14 @@ def _run(stop: threading.Event, seconds: float | None, page: str) -> int:
                 head = ""
         print(f"\nEnded; EmonCMS has received {emoncms.account.applied} rows.")
     return 0
+
+
+def _stopped(stop: SimpleQueue[None], seconds: float) -> bool:
+    try:
+        stop.get(timeout=seconds)
+    except Empty:
+        return False
+    return True
 
 
 def _shown(hour: float, emoncms: StandInEmonCMS) -> str:
