@@ -172,7 +172,7 @@ class Delivery:
         _log.debug("EmonCMS: %d of %d rows need not be sent again", count, len(rows))
         self._backlog.done(first + count)
         if not len(self._backlog):
-            self.outage.ends("; all rows had arrived")
+            self.outage.ends("; all rows had arrived", proved=False)
         return 0.0
 
     def _rejected(self, rows: list[Row], flight: Flight, words: str) -> float:

@@ -35,6 +35,7 @@ class Outage:
         self._ended = float("-inf")
         self._told = 0  # the level at which the journal heard of this outage
         self._last: tuple[str, int] = ("", 0)
+        self._proved = True
 
     @property
     def seconds(self) -> float:
@@ -52,7 +53,7 @@ class Outage:
         level = logging.ERROR if refused else logging.WARNING
         if not self.reason:
             self._since, self._told = now, 0
-        flapping = (reason, level) == self._last and now - self._ended < STEADY_S
+        flapping = (reason, level) == self._last and (now - self._ended < STEADY_S or not self._proved)
         if level != self._told and not flapping:
             _log.log(level, "%s: %s", self._neighbour, reason)
             self._told, self._last = level, (reason, level)
@@ -73,18 +74,21 @@ class Outage:
         """Note what an attempt has cost that is followed by another one at once."""
         self._owed += knocks
 
-    def ends(self, news: str = "") -> None:
-        """Note that the neighbour answers; `news` says what becomes of what had to wait."""
+    def ends(self, news: str = "", *, proved: bool = True) -> None:
+        """Note that the neighbour answers; `news` says what becomes of what had to wait.
+
+        proved: that does well what it had failed at. If not, the same trouble is still old news when it comes again.
+        """
         if self.reason:
             level = logging.INFO if self._told else logging.DEBUG
             _log.log(level, "%s: back after %s%s", self._neighbour, duration(self.seconds), news)
             self.reason = ""
-            self._ended = self._clock()
+            self._ended, self._proved = self._clock(), proved
         self._owed = 0
 
     def steady(self) -> None:
         """Note that the neighbour has proved reliable: the next wait begins at 1 s."""
-        self._wait = 1.0
+        self._wait, self._proved = 1.0, True
 
 
 def duration(seconds: float) -> str:
