@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 ANSWER_TIMEOUT_S = 20.0
+SKIP_S = 1.0
 # 51 inverters are 8 kB.
 MAX_ANSWER = 1024 * 1024
 _CHUNK = 65536
@@ -43,9 +44,9 @@ class Source(io.RawIOBase):
         self._silence = silence
         self.begin()
 
-    def begin(self) -> None:
-        """Let the time begin anew."""
-        self._deadline = time.monotonic() + self._silence
+    def begin(self, seconds: float | None = None) -> None:
+        """Let the time begin anew, or so much time."""
+        self._deadline = time.monotonic() + (self._silence if seconds is None else seconds)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """Do as a socket."""
@@ -96,9 +97,11 @@ class Answer:
 
     def skip(self) -> None:
         """Let go of it, read to its end if that is in sight: so the connection is kept."""
-        with self, suppress(StreamLost):
+        with self, suppress(StreamLost), in_words(self._url):
             if not self._response.will_close:
-                self.text()
+                self._source.begin(SKIP_S)
+                self._response.read(MAX_ANSWER)
+                self._complete = self._response.isclosed()
 
     def chunk(self) -> bytes:
         """Return the next bytes as soon as there are any, b"" at the end: read1 is prompt for every framing."""

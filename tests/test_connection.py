@@ -102,6 +102,20 @@ def test_what_is_not_read_takes_its_connection_with_it(scripted: Scripted) -> No
     assert gateway.connections == 3
 
 
+@pytest.mark.parametrize(("answer", "connections"), [(GOOD, 1), (CHUNKED, 1), (GOOD[:-1], 2), (CHUNKED[:-3], 2)])
+def test_what_is_skipped_has_a_moment(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, answer: bytes, connections: int
+) -> None:
+    """It leaves its connection to the next question if its end is there, and is not waited for if it is not."""
+    monkeypatch.setattr(answer_module, "SKIP_S", 0.1)
+    gateway, way = scripted(answer, GOOD), Connection(None)
+    start = time.monotonic()
+    way.get(gateway.url, "/x", 30).skip()
+    assert time.monotonic() - start < 5
+    assert text(way, gateway) == "ok"
+    assert gateway.connections == connections
+
+
 def test_a_gateway_that_closes_is_not_asked_on(scripted: Scripted) -> None:
     """Connection: close is obeyed; a body that goes on until the end is read to it."""
     closing = GOOD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
