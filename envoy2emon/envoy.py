@@ -7,7 +7,7 @@ after a good gateway's first failure, and when waits are long; in between an att
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from envoy2emon import gateway
@@ -148,9 +148,10 @@ class Envoy:
     def _ask(self, known: Gateway, path: str, silence: float) -> Answer:
         if known.needs_token:
             token = self._token
-            if token is None or (self._tokens.due(token) and self._next_token(known) != token):
-                token = self._login(known)
-            return self.connection.get(known.url, path, silence, _bearer(token))
+            if token and self._tokens.due(token):
+                with suppress(NoToken):  # as long as the gateway takes it, whatever our clock says
+                    token = token if self._tokens.token(known.serial) == token else None
+            return self.connection.get(known.url, path, silence, _bearer(token or self._login(known)))
         digest = self._digest = self._digest or self._new_digest(known)
         answer = self.connection.get(known.url, path, silence, digest.headers(path))
         if answer.status == _UNAUTHORIZED:
@@ -168,18 +169,14 @@ class Envoy:
 
         return Digest(known.url, self._user, password)
 
-    def _next_token(self, known: Gateway) -> Token:
-        try:
-            return self._tokens.token(known.serial)
-        except NoToken as trouble:
-            self._token = None
-            raise Refused(f"firmware {known.firmware}: {trouble}") from None
-
     def _login(self, known: Gateway) -> Token:
         """Return a token that the gateway accepts, and have a session: too many get 503 (VINC PR 27)."""
         self._token = None
-        while True:  # the one that was pasted, the one that is kept, a fresh one
-            token = self._next_token(known)
+        for _ in range(3):  # the one that was pasted, the one that is kept, a fresh one
+            try:
+                token = self._tokens.token(known.serial)
+            except NoToken as trouble:
+                raise Refused(f"firmware {known.firmware}: {trouble}") from None
             self.connection.forget_session()  # one that is still good would let a bad token pass
             with self.connection.get(known.url, "/auth/check_jwt", ANSWER_TIMEOUT_S, _bearer(token)) as answer:
                 answer.text()
@@ -189,6 +186,7 @@ class Envoy:
                 if answer.status != _UNAUTHORIZED:
                     raise StreamLost(f"{known.url}/auth/check_jwt answers {answer.status}")
             self._tokens.refused(token)
+        raise Refused(f"firmware {known.firmware}: the gateway refuses a token fresh from Enphase")
 
 
 def _bearer(token: Token) -> dict[str, str]:

@@ -34,6 +34,7 @@ class TokenFile:
         self._state = state
         self._kept = Kept()
         self._number: int | None = None
+        self._unwritten = False  # the file is older than what is in memory
 
     @contextmanager
     def held(self) -> Iterator[Kept]:
@@ -42,7 +43,8 @@ class TokenFile:
             try:
                 number = self._open(stack)
                 fcntl.flock(number, fcntl.LOCK_EX)
-                self._kept = _parse(os.pread(number, _MAX_BYTES, 0)) or self._kept
+                if not self._unwritten:
+                    self._kept = _parse(os.pread(number, _MAX_BYTES, 0)) or self._kept
                 self._number = number
             except OSError as error:
                 _log.debug("the token is kept in memory only: %s", error)
@@ -58,7 +60,9 @@ class TokenFile:
             try:
                 os.ftruncate(self._number, 0)
                 os.pwrite(self._number, json.dumps(asdict(kept)).encode(), 0)
+                self._unwritten = False
             except OSError as error:
+                self._unwritten = True
                 _log.debug("the token is kept in memory only: %s", error)
 
     def _open(self, stack: ExitStack) -> int:

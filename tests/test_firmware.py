@@ -1,6 +1,8 @@
 """Every firmware from 3.9 to 8.3: who is there, how it is logged in to, what it gives, and what it sends oddly."""
 
+import errno
 import json
+import os
 import re
 import stat
 import time
@@ -9,6 +11,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -461,19 +464,37 @@ def test_a_passing_refusal_of_all_tokens(envoy: SimulatedEnvoy, enlighten: Enlig
 
 
 def test_a_clock_that_was_ahead_costs_no_token(envoy: SimulatedEnvoy, enlighten: Enlighten, tmp_path: Path) -> None:
-    """A token that was taken for expired while the clock was two years ahead is used again when the clock is right."""
+    """With a clock two years ahead a token is used while the gateway takes it, and is there when the clock is right."""
     envoy.upgrade("D8.3.6086")
     now = [time.time()]
     polling = client(envoy, lambda: now[0], tmp_path, **account(enlighten))
     polling.inverters()
     enlighten.statuses[LOGIN_PATH] = 503
     now[0] += 2 * 365 * 86_400
+    assert json.loads(polling.inverters()) == envoy.inverters
     with pytest.raises(Refused, match="503"):
-        polling.inverters()
+        client(envoy, lambda: now[0], tmp_path, **account(enlighten)).inverters()
     now[0] = time.time()
     for one in (polling, client(envoy, lambda: now[0], tmp_path, **account(enlighten))):
         assert json.loads(one.inverters()) == envoy.inverters
     assert enlighten.logins == [200, 503]
+
+
+def test_no_token_will_do(
+    envoy: SimulatedEnvoy, enlighten: Enlighten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that refuses all tokens costs one login at Enphase in ten minutes, on a full disk as well."""
+    envoy.upgrade("D8.3.6086")
+    now = [time.time()]
+    polling = client(envoy, lambda: now[0], tmp_path, **account(enlighten))
+    polling.inverters()
+    now[0] += LOGIN_EVERY_S
+    monkeypatch.setattr(os, "ftruncate", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    envoy.answers |= dict.fromkeys((CHECK, INVERTERS), Answer(401))
+    for _ in range(3):
+        with pytest.raises(Refused, match="the gateway refuses the token that Enphase gave"):
+            polling.inverters()
+    assert enlighten.logins == [200, 200]
 
 
 def test_renewed_while_polling(envoy: SimulatedEnvoy, enlighten: Enlighten) -> None:
