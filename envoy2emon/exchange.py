@@ -150,8 +150,10 @@ class _Received:
 
 def _whole(received: bytes, *, ended: bool) -> Reply | None:
     """Return the answer, None while there is more to come of it. Raises HTTPException, ConnectionError, ValueError."""
-    while interim := _INTERIM.match(received):
-        received = received[interim.end() :]
+    start = 0
+    while interim := _INTERIM.match(received, start):
+        start = interim.end()
+    received = received[start:]
     if not ended and received.startswith(b"HTTP/"[: len(received)]) and b"\r\n\r\n" not in received:
         return None
     head = http.client.HTTPResponse(_Received(received))  # type: ignore[arg-type]
