@@ -53,7 +53,8 @@ class Outage:
         level = logging.ERROR if refused else logging.WARNING
         if not self.reason:
             self._since, self._told = now, 0
-        flapping = (reason, level) == self._last and (now - self._ended < STEADY_S or not self._proved)
+        flaps_since = self._ended if self._proved else self._since
+        flapping = (reason, level) == self._last and now - flaps_since < STEADY_S
         if level != self._told and not flapping:
             _log.log(level, "%s: %s", self._neighbour, reason)
             self._told, self._last = level, (reason, level)
@@ -77,7 +78,8 @@ class Outage:
     def ends(self, news: str = "", *, proved: bool = True) -> None:
         """Note that the neighbour answers; `news` says what becomes of what had to wait.
 
-        proved: that does well what it had failed at. If not, the same trouble is still old news when it comes again.
+        proved: that it does well what it had failed at. If not, the same trouble is no news when it comes again, unless
+        it stays.
         """
         if self.reason:
             level = logging.INFO if self._told else logging.DEBUG

@@ -112,16 +112,22 @@ def test_flapping_is_said_once(clock: Time, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_an_end_that_proves_nothing_makes_no_news(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """The same trouble however much later is the old one, until what had failed was done well."""
+    """The same trouble however much later is the old one, unless it stays, until what had failed was done well."""
     one = outage(clock)
     for _ in range(3):
         one.fails("Fatal error")
         one.ends(proved=False)
         clock.now += 300
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    one.steady()
     one.fails("Fatal error")
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]
+    clock.now += STEADY_S
+    one.fails("Fatal error")
+    one.ends(proved=False)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
+    one.steady()
+    clock.now += STEADY_S
+    one.fails("Fatal error")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2 + ["WARNING"]
 
 
 def test_what_begins_like_flapping_and_stays_is_said(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
