@@ -1,6 +1,7 @@
 """What became of a post whose answer got lost: told by what EmonCMS shows of its rows.
 
-The law of this file: what EmonCMS showed before a post was sent is no proof of it, and a row in doubt goes again.
+The law of this file: what EmonCMS showed before a post was sent is no proof of it, unless it answered the post in
+words, and a row in doubt goes again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ class Inquiry:
         single row is the newest, which may go again: after a connection that had been closed it goes at once.
         """
         count = self._dating.applied(rows, flight, arrived, self._before)
-        if arrived.inputs == self._shown:
+        if arrived.inputs == self._shown and not flight.answered:
             count = 0
         if count < len(rows) and count != self._count and len(rows) > 1 and not flight.answered:
             self._count = count

@@ -49,6 +49,14 @@ def test_one_row_or_an_answer_in_words_needs_one_question(inquiry: Inquiry) -> N
     assert Inquiry(ByDate()).applied(ROWS, Flight(4, 50.0, answered=True), showing(1)) == 2
 
 
+def test_what_an_answered_post_left_as_it_was_has_arrived(inquiry: Inquiry) -> None:
+    """A row that went again is shown as before; the rest of its post was rejected: it does not go for a third time."""
+    assert inquiry.applied(ROWS, SENT, showing(0)) is None
+    assert inquiry.applied(ROWS, SENT, showing(0)) == 0
+    inquiry.sent()
+    assert inquiry.applied(ROWS, Flight(4, 52.0, answered=True), showing(0)) == 1
+
+
 def test_what_was_shown_before_is_no_proof(inquiry: Inquiry) -> None:
     """What a question showed tells nothing of a post after it, until a post is acknowledged."""
     assert inquiry.applied(ROWS[:1], Flight(1, 50.0), showing(2)) == 0
