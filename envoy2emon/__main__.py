@@ -19,12 +19,12 @@ from envoy2emon import __version__, config, log
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from envoy2emon.backlog import Backlog
-    from envoy2emon.courier import Courier
-    from envoy2emon.dates import Dating
-    from envoy2emon.readings import MeterReading
+    from envoy2emon.emoncms.backlog import Backlog
+    from envoy2emon.emoncms.courier import Courier
+    from envoy2emon.emoncms.dates import Dating
+    from envoy2emon.gateway.readings import MeterReading
     from envoy2emon.settings import Config
-    from envoy2emon.tokens import Tokens
+    from envoy2emon.gateway.tokens import Tokens
 
 EX_CONFIG = 78  # sysexits.h; the units do not restart on it
 # A post that is under way at SIGTERM may end in peace for so long, before all that waits is saved; then the stop
@@ -40,11 +40,11 @@ def main() -> int:
     arguments = _arguments()
     log.setup(os.environ)
     if arguments.command == "check":
-        from envoy2emon import check
+        from envoy2emon.check import questions as check
 
         return check.run(arguments.env_file, os.environ)
     if arguments.command == "demo":
-        from envoy2emon import demo
+        from envoy2emon.demo import run as demo
 
         return demo.run(arguments.seconds, arguments.listen)
     return _daemon(arguments)
@@ -89,12 +89,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _stream(settings: Config) -> int:
-    from envoy2emon.dates import ByAge
-    from envoy2emon.envoy import Envoy
-    from envoy2emon.inputs import Selection
+    from envoy2emon.emoncms.dates import ByAge
+    from envoy2emon.gateway.client import Envoy
+    from envoy2emon.rows import Selection
     from envoy2emon.outage import REFUSED_WAIT_S, default_jitter
-    from envoy2emon.reader import Reader
-    from envoy2emon.service import Service, boot_id
+    from envoy2emon.gateway.reader import Reader
+    from envoy2emon.systemd import Service, boot_id
     from envoy2emon.stream import Stream
 
     service = Service()
@@ -122,11 +122,11 @@ def _stream(settings: Config) -> int:
 
 
 def _inverters(settings: Config) -> int:
-    from envoy2emon.dates import ByDate
-    from envoy2emon.envoy import Envoy
+    from envoy2emon.emoncms.dates import ByDate
+    from envoy2emon.gateway.client import Envoy
     from envoy2emon.inverters import Inverters, Poller
     from envoy2emon.outage import REFUSED_WAIT_S, default_jitter
-    from envoy2emon.service import Service
+    from envoy2emon.systemd import Service
 
     service = Service()
     tokens = _tokens(settings)
@@ -156,8 +156,8 @@ def _say_start(what: str, settings: Config, node: str) -> None:
 
 
 def _tokens(settings: Config) -> Tokens:
-    from envoy2emon.service import state_directory
-    from envoy2emon.tokens import Tokens
+    from envoy2emon.systemd import state_directory
+    from envoy2emon.gateway.tokens import Tokens
 
     return Tokens(settings, state_directory(os.environ))
 
@@ -168,13 +168,13 @@ def _expiry(tokens: Tokens) -> str:
 
 def _courier(settings: Config, name: str, dating: Dating, boot: str | None) -> tuple[Backlog, Courier]:
     """Build the way to EmonCMS, with what an earlier run left in the spool."""
-    from envoy2emon.backlog import Backlog
-    from envoy2emon.courier import Courier
-    from envoy2emon.delivery import Delivery
-    from envoy2emon.emoncms import EmonCMS
+    from envoy2emon.emoncms.backlog import Backlog
+    from envoy2emon.emoncms.courier import Courier
+    from envoy2emon.emoncms.delivery import Delivery
+    from envoy2emon.emoncms.client import EmonCMS
     from envoy2emon.outage import default_jitter
-    from envoy2emon.service import state_directory
-    from envoy2emon.spool import Spool
+    from envoy2emon.systemd import state_directory
+    from envoy2emon.emoncms.spool import Spool
 
     state = state_directory(os.environ)
     spool = Spool(state and state / f"{name}.sqlite", boot, lambda: time.time() - time.monotonic())
@@ -189,7 +189,7 @@ def _courier(settings: Config, name: str, dating: Dating, boot: str | None) -> t
 def _live(settings: Config) -> Callable[[MeterReading], None] | None:
     if not settings.live_listen:
         return None
-    from envoy2emon.live import Live
+    from envoy2emon.live.server import Live
 
     live = Live(settings.live_listen)
     live.start()

@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from envoy2emon.answer import StreamLost
-from envoy2emon.connection import Refused
-from envoy2emon.courier import Courier
-from envoy2emon.envoy import Envoy
-from envoy2emon.inputs import Row, inverter_row
+from envoy2emon.gateway.answer import StreamLost
+from envoy2emon.gateway.connection import Refused
+from envoy2emon.emoncms.courier import Courier
+from envoy2emon.gateway.client import Envoy
+from envoy2emon.rows import Row, inverter_row
 from envoy2emon.outage import Outage, duration
-from envoy2emon.readings import BadReading, InverterReport, parse_inverters
+from envoy2emon.gateway.readings import BadReading, InverterReport, parse_inverters
 
 MOST_WAIT_S = 300.0
 # However short the interval: connections that fail are six in a minute.

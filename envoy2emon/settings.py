@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES
-from envoy2emon.readings import PHASES
+from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
+from envoy2emon.gateway.readings import PHASES
 
 
 @dataclass(frozen=True, slots=True)

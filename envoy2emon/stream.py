@@ -7,12 +7,12 @@ known.
 import threading
 from collections.abc import Callable
 
-from envoy2emon.bursts import Arrival, Bursts
-from envoy2emon.courier import Courier
-from envoy2emon.inputs import Selection, stream_row
+from envoy2emon.gateway.bursts import Arrival, Bursts
+from envoy2emon.emoncms.courier import Courier
+from envoy2emon.rows import Selection, stream_row
 from envoy2emon.outage import duration
-from envoy2emon.reader import Reader
-from envoy2emon.readings import MeterReading
+from envoy2emon.gateway.reader import Reader
+from envoy2emon.gateway.readings import MeterReading
 
 
 class Stream:

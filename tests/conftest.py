@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.certificates import Certificate, self_signed
 from tests.daemons import Daemon, skip_or_fail
 from tests.emoncms import AnyEmonCMS

@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 import requests
 
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 
 FATAL_ERROR = "<br />\n<b>Fatal error</b>:  Uncaught RedisException: Connection refused"
 

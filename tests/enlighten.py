@@ -9,7 +9,7 @@ from socketserver import ThreadingTCPServer
 from typing import Self
 from urllib.parse import parse_qs
 
-from envoy2emon.simulator import make_token
+from envoy2emon.demo.gateway import make_token
 
 LOGIN_PATH, TOKEN_PATH = "/login/login.json", "/tokens"
 

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 from threading import Event
 
-from envoy2emon.bursts import HEEL_S
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.gateway.bursts import HEEL_S
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.daemons import Daemon
 
 AWAY = Fault((502, ""))

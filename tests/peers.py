@@ -13,9 +13,9 @@ from multiprocessing import get_context
 from multiprocessing.managers import BaseManager
 from typing import Literal
 
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 
 NUMBERED = THREE_PHASE_EVENT.replace('"p":54.745', '"p":%d', 1)
 INPUT = "prod_ph-a_wNow"

@@ -22,11 +22,11 @@ from random import Random
 from threading import Event, Thread
 from urllib.parse import urlsplit
 
-from envoy2emon.inputs import SECTION_NAMES
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_gate import INVERTERS, STREAM
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.rows import SECTION_NAMES
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.logins import INVERTERS, STREAM
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.clocks import Clocks
 from tests.daemons import Daemon
 from tests.faultproxy import FaultProxy

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from random import Random
 from typing import Literal
 
-from envoy2emon.simulator import Answer, SimulatedEnvoy
-from envoy2emon.simulator_gate import INVERTERS, STREAM
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.demo.gateway import Answer, SimulatedEnvoy
+from envoy2emon.demo.logins import INVERTERS, STREAM
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.emoncms import FATAL_ERROR, FAULTS
 from tests.faultproxy import FaultProxy
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon.backlog import Backlog
-from envoy2emon.dates import Flight, Progress
-from envoy2emon.group import Group
-from envoy2emon.inputs import Row
-from envoy2emon.spool import Spool
+from envoy2emon.emoncms.backlog import Backlog
+from envoy2emon.emoncms.dates import Flight, Progress
+from envoy2emon.emoncms.group import Group
+from envoy2emon.rows import Row
+from envoy2emon.emoncms.spool import Spool
 from tests.daemons import PROJECT
 
 MAY_COST_S = 60.0
@@ -307,9 +307,9 @@ import random, sys
 from decimal import Decimal
 from pathlib import Path
 import envoy2emon.reader, envoy2emon.stream, envoy2emon.emoncms, envoy2emon.live  # all that the daemon imports
-from envoy2emon.backlog import Backlog
-from envoy2emon.inputs import Row
-from envoy2emon.spool import Spool
+from envoy2emon.emoncms.backlog import Backlog
+from envoy2emon.rows import Row
+from envoy2emon.emoncms.spool import Spool
 now = 0.0
 backlog = Backlog(86_400, Spool(Path(sys.argv[1]) / "stream.sqlite", "boot", lambda: 1e9), lambda: now)
 means = {"wNow": 900, "rmsVoltage": 240, "rmsCurrent": 4, "pwrFactor": 0.8}

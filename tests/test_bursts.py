@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envoy2emon.bursts import HEEL_S, MOST_HELD_S, Arrival, Bursts
-from envoy2emon.readings import MeterReading
+from envoy2emon.gateway.bursts import HEEL_S, MOST_HELD_S, Arrival, Bursts
+from envoy2emon.gateway.readings import MeterReading
 
 
 def arrival(at: float, count: int) -> Arrival:

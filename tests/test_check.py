@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon import check as room
-from envoy2emon import check_emoncms, check_machine
-from envoy2emon.dates import Progress
-from envoy2emon.group import Group
-from envoy2emon.inputs import Row
-from envoy2emon.simulator import Answer, SimulatedEnvoy, make_token
-from envoy2emon.simulator_site import THREE_PHASE_EVENT, info
-from envoy2emon.spool import Spool
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.check import questions as room
+from envoy2emon.check import emoncms as check_emoncms
+from envoy2emon.check import computer as check_machine
+from envoy2emon.emoncms.dates import Progress
+from envoy2emon.emoncms.group import Group
+from envoy2emon.rows import Row
+from envoy2emon.demo.gateway import Answer, SimulatedEnvoy, make_token
+from envoy2emon.demo.site import THREE_PHASE_EVENT, info
+from envoy2emon.emoncms.spool import Spool
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.certificates import self_signed
 from tests.daemons import PROJECT, Daemon
 from tests.emoncms import bulk

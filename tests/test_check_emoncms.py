@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon import check_emoncms, config
-from envoy2emon.check_verdict import Verdict
-from envoy2emon.emoncms import EmonCMS
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon import config
+from envoy2emon.check import emoncms as check_emoncms
+from envoy2emon.check.verdict import Verdict
+from envoy2emon.emoncms.client import EmonCMS
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.emoncms import FATAL_ERROR, bulk
 
 Ask = Callable[[], list[Verdict]]

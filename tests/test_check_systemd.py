@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.machine import SETTINGS, Machine, wait_for
 
 INSTALLED = {"ENVOY2EMON_ENV_FILE": str(SETTINGS), "STATE_DIRECTORY": "/var/lib/envoy2emon"}

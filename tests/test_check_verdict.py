@@ -2,7 +2,7 @@
 
 import pytest
 
-from envoy2emon.check_verdict import Report, ok
+from envoy2emon.check.verdict import Report, ok
 
 KEY = "0123456789abcdef0123456789abcdef"
 SERIALS = ["SN122012345678", "12201234567O", "1220-1234-5678", "122'012345678", "1220 1234 5678"]

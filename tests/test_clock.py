@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.clocks import Clocks, said_at
 from tests.conftest import StartDaemon
 from tests.daemons import Daemon

@@ -13,10 +13,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from envoy2emon import answer as answer_module
-from envoy2emon import connection
-from envoy2emon.answer import StreamLost
-from envoy2emon.connection import Connection
+from envoy2emon.gateway import answer as answer_module
+from envoy2emon.gateway import connection
+from envoy2emon.gateway.answer import StreamLost
+from envoy2emon.gateway.connection import Connection
 from tests.conftest import until
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -12,16 +12,17 @@ from threading import Thread
 
 import pytest
 
-from envoy2emon import courier, exchange
-from envoy2emon.backlog import Backlog
-from envoy2emon.courier import ANSWER_WAITS_S, IDLE_S, Courier
-from envoy2emon.dates import ByAge
-from envoy2emon.delivery import MOST_IN_PASSING, Delivery
-from envoy2emon.emoncms import EmonCMS
-from envoy2emon.inputs import Row
+from envoy2emon.emoncms import courier
+from envoy2emon.emoncms import exchange
+from envoy2emon.emoncms.backlog import Backlog
+from envoy2emon.emoncms.courier import ANSWER_WAITS_S, IDLE_S, Courier
+from envoy2emon.emoncms.dates import ByAge
+from envoy2emon.emoncms.delivery import MOST_IN_PASSING, Delivery
+from envoy2emon.emoncms.client import EmonCMS
+from envoy2emon.rows import Row
 from envoy2emon.settings import Secret
-from envoy2emon.spool import Spool
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.emoncms.spool import Spool
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.conftest import until
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envoy2emon.arrived import Arrived
-from envoy2emon.dates import ByAge, ByDate, Flight
-from envoy2emon.delivery import SAVED_SOON_S
-from envoy2emon.inputs import Row
+from envoy2emon.emoncms.arrived import Arrived
+from envoy2emon.emoncms.dates import ByAge, ByDate, Flight
+from envoy2emon.emoncms.delivery import SAVED_SOON_S
+from envoy2emon.rows import Row
 
 DAY_S = 86400.0
 ELEVEN = [Row(1000.0 + n, "Envoy-S", {"p": Decimal(500 + n), "zero": Decimal(0)}) for n in range(11)]

@@ -18,18 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envoy2emon import exchange
-from envoy2emon.arrived import Arrived
-from envoy2emon.backlog import Backlog
-from envoy2emon.dates import ByAge, ByDate, Flight, Progress
-from envoy2emon.delivery import MOST_BAD_ROWS, MOST_ROWS, SAVED_SOON_S, Delivery
-from envoy2emon.emoncms import Dropped, EmonCMS, Unauthorized, Unavailable
-from envoy2emon.group import Group
-from envoy2emon.inputs import Row
+from envoy2emon.emoncms import exchange
+from envoy2emon.emoncms.arrived import Arrived
+from envoy2emon.emoncms.backlog import Backlog
+from envoy2emon.emoncms.dates import ByAge, ByDate, Flight, Progress
+from envoy2emon.emoncms.delivery import MOST_BAD_ROWS, MOST_ROWS, SAVED_SOON_S, Delivery
+from envoy2emon.emoncms.client import Dropped, EmonCMS, Unauthorized, Unavailable
+from envoy2emon.emoncms.group import Group
+from envoy2emon.rows import Row
 from envoy2emon.outage import REFUSED_WAIT_S
 from envoy2emon.settings import Secret
-from envoy2emon.spool import Spool
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.emoncms.spool import Spool
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.emoncms import FAULTS as AWAY
 
 TICK_S = 5.0  # the main thread looks at the backlog so often

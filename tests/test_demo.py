@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon import demo as room
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.demo import run as room
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.daemons import PROJECT
 from tests.emoncms import bulk
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from envoy2emon.digest import Digest
-from envoy2emon.simulator_gate import STREAM, DigestGate, digest_fields
+from envoy2emon.gateway.digest import Digest
+from envoy2emon.demo.logins import STREAM, DigestGate, digest_fields
 
 URL = "http://127.0.0.1:8080"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon.simulator import SimulatedEnvoy
+from envoy2emon.demo.gateway import SimulatedEnvoy
 from tests.conftest import StartDaemon, until
 from tests.daemons import skip_or_fail
 from tests.meter import AWAY, QUICK, Meter, held, restart, stream

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon import live_http
+from envoy2emon.live import http as live_http
 from envoy2emon.config import INSTALLED_ENV_FILE
-from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES, Selection, inverter_row, stream_row
+from envoy2emon.rows import KEY_NAMES, SECTION_NAMES, Selection, inverter_row, stream_row
 from envoy2emon.inverters import DEAD_AFTER_S
-from envoy2emon.readings import PHASES, parse_event, parse_inverters
+from envoy2emon.gateway.readings import PHASES, parse_event, parse_inverters
 from envoy2emon.settings import Config
-from envoy2emon.simulator import SimulatedEnvoy, make_token
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy, make_token
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.benchmark import TABLE, Size
 from tests.certificates import Certificate
 from tests.conftest import StartDaemon

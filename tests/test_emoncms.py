@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from envoy2emon import exchange as room
-from envoy2emon.emoncms import Dropped, EmonCMS, Rejected, Unauthorized, Unavailable
+from envoy2emon.emoncms import exchange as room
+from envoy2emon.emoncms.client import Dropped, EmonCMS, Rejected, Unauthorized, Unavailable
 from envoy2emon.settings import Secret
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.emoncms import FATAL_ERROR
 from tests.faultproxy import FaultProxy
 

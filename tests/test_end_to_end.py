@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
 from tests.conftest import StartDaemon
 from tests.emoncms import AnyEmonCMS
 from tests.faultproxy import FaultProxy

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from envoy2emon import config
-from envoy2emon.answer import StreamLost
-from envoy2emon.connection import Refused
-from envoy2emon.envoy import Envoy
+from envoy2emon.gateway.answer import StreamLost
+from envoy2emon.gateway.connection import Refused
+from envoy2emon.gateway.client import Envoy
 from envoy2emon.outage import REFUSED_WAIT_S
-from envoy2emon.reader import Reader
+from envoy2emon.gateway.reader import Reader
 from envoy2emon.settings import Config
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_gate import STREAM
-from envoy2emon.simulator_port import Answer
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import StandInEmonCMS
-from envoy2emon.tokens import Tokens
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.logins import STREAM
+from envoy2emon.demo.port import Answer
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import StandInEmonCMS
+from envoy2emon.gateway.tokens import Tokens
 from tests.conftest import StartDaemon
 from tests.daemons import Daemon, altered
 from tests.faultproxy import FaultProxy

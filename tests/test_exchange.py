@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envoy2emon import exchange
-from envoy2emon.exchange import MAX_ANSWER, Dropped, Exchange, Reply, Unavailable, _whole
+from envoy2emon.emoncms import exchange
+from envoy2emon.emoncms.exchange import MAX_ANSWER, Dropped, Exchange, Reply, Unavailable, _whole
 from tests.certificates import Certificate
 from tests.conftest import until
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.faultproxy import FaultProxy
 
 

@@ -15,18 +15,19 @@ from unittest.mock import Mock
 
 import pytest
 
-from envoy2emon import config, gateway
-from envoy2emon.answer import StreamLost
-from envoy2emon.bursts import Arrival
-from envoy2emon.connection import Refused
-from envoy2emon.envoy import Envoy, Missing, NotAllowed
+from envoy2emon import config
+from envoy2emon.gateway import info as gateway
+from envoy2emon.gateway.answer import StreamLost
+from envoy2emon.gateway.bursts import Arrival
+from envoy2emon.gateway.connection import Refused
+from envoy2emon.gateway.client import Envoy, Missing, NotAllowed
 from envoy2emon.outage import REFUSED_WAIT_S
-from envoy2emon.reader import STREAM_AGAIN_S, Reader
-from envoy2emon.simulator import Answer, SimulatedEnvoy, make_token
-from envoy2emon.simulator_gate import INVERTERS, STREAM
-from envoy2emon.simulator_site import THREE_PHASE_EVENT, reports
-from envoy2emon.standin import StandInEmonCMS
-from envoy2emon.tokens import LOGIN_EVERY_S, Tokens
+from envoy2emon.gateway.reader import STREAM_AGAIN_S, Reader
+from envoy2emon.demo.gateway import Answer, SimulatedEnvoy, make_token
+from envoy2emon.demo.logins import INVERTERS, STREAM
+from envoy2emon.demo.site import THREE_PHASE_EVENT, reports
+from envoy2emon.demo.emoncms import StandInEmonCMS
+from envoy2emon.gateway.tokens import LOGIN_EVERY_S, Tokens
 from tests import fixtures
 from tests.certificates import Certificate, self_signed
 from tests.conftest import StartDaemon

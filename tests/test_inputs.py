@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envoy2emon import simulator_site as site
-from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES, Row, Selection, inverter_row, stream_row
-from envoy2emon.readings import PHASES, InverterReport, MeterReading, parse_event
+from envoy2emon.demo import site
+from envoy2emon.rows import KEY_NAMES, SECTION_NAMES, Row, Selection, inverter_row, stream_row
+from envoy2emon.gateway.readings import PHASES, InverterReport, MeterReading, parse_event
 
 FORUM_KEYS = ("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor")
 

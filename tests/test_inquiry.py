@@ -4,10 +4,10 @@ from decimal import Decimal
 
 import pytest
 
-from envoy2emon.arrived import Arrived
-from envoy2emon.dates import ByDate, Flight
-from envoy2emon.inputs import Row
-from envoy2emon.inquiry import Inquiry
+from envoy2emon.emoncms.arrived import Arrived
+from envoy2emon.emoncms.dates import ByDate, Flight
+from envoy2emon.rows import Row
+from envoy2emon.emoncms.inquiry import Inquiry
 
 ROWS = [Row(1000.0 + number, "node", {"watts": Decimal(number)}) for number in range(4)]
 SENT = Flight(4, 50.0)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.daemons import PROJECT, skip_or_fail
 from tests.machine import SETTINGS, Machine
 from tests.readme import commands

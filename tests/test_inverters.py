@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from envoy2emon.answer import StreamLost
-from envoy2emon.connection import Refused
+from envoy2emon.gateway.answer import StreamLost
+from envoy2emon.gateway.connection import Refused
 from envoy2emon.inverters import Poller
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_gate import INVERTERS
-from envoy2emon.simulator_site import inverters
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.logins import INVERTERS
+from envoy2emon.demo.site import inverters
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests import fixtures
 from tests.conftest import StartDaemon
 

@@ -13,13 +13,13 @@ from unittest.mock import patch
 import pytest
 
 from envoy2emon import config
-from envoy2emon.envoy import Envoy
+from envoy2emon.gateway.client import Envoy
 from envoy2emon.inverters import Poller
-from envoy2emon.reader import Reader
-from envoy2emon.simulator import Answer, SimulatedEnvoy, make_token
-from envoy2emon.simulator_gate import INVERTERS, STREAM
-from envoy2emon.simulator_site import THREE_PHASE_EVENT, reports
-from envoy2emon.tokens import Tokens
+from envoy2emon.gateway.reader import Reader
+from envoy2emon.demo.gateway import Answer, SimulatedEnvoy, make_token
+from envoy2emon.demo.logins import INVERTERS, STREAM
+from envoy2emon.demo.site import THREE_PHASE_EVENT, reports
+from envoy2emon.gateway.tokens import Tokens
 from tests.certificates import Certificate
 from tests.faultproxy import FaultProxy
 from tests.ledger import MOST_ATTEMPTS, busiest_minute

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from envoy2emon import live, live_http
-from envoy2emon.live import Live, figures
-from envoy2emon.readings import MeterReading
+from envoy2emon.live import server as live
+from envoy2emon.live import http as live_http
+from envoy2emon.live.server import Live, figures
+from envoy2emon.gateway.readings import MeterReading
 
 LIMIT_S = 20  # for whatever a test waits for
 NOW = 5000.0

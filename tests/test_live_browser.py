@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 from calmjs.parse import es5  # type: ignore[import-untyped]
 
-from envoy2emon import live
-from envoy2emon.live import Live
-from envoy2emon.readings import MeterReading
+from envoy2emon.live import server as live
+from envoy2emon.live.server import Live
+from envoy2emon.gateway.readings import MeterReading
 from tests.daemons import skip_or_fail
 from tests.readme import section
 

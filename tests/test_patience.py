@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_gate import INVERTERS, STREAM
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.logins import INVERTERS, STREAM
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.clocks import Clocks, said_at
 from tests.conftest import StartDaemon
 from tests.daemons import Daemon

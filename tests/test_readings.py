@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envoy2emon import simulator_site as site
-from envoy2emon.readings import (
+from envoy2emon.demo import site
+from envoy2emon.gateway.readings import (
     PHASES,
     REPORT_NAMES,
     SECTIONS,

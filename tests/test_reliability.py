@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.standin import Fault
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.emoncms import Fault
 from tests.conftest import StartDaemon
 from tests.daemons import Daemon, altered
 from tests.emoncms import FAULTS

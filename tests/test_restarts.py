@@ -3,18 +3,18 @@
 import time
 from decimal import Decimal
 
-from envoy2emon.backlog import Backlog
-from envoy2emon.bursts import Arrival
-from envoy2emon.courier import Courier
-from envoy2emon.dates import ByAge
-from envoy2emon.delivery import Delivery
-from envoy2emon.emoncms import EmonCMS
-from envoy2emon.inputs import Selection
-from envoy2emon.readings import parse_event
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.spool import Spool
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.emoncms.backlog import Backlog
+from envoy2emon.gateway.bursts import Arrival
+from envoy2emon.emoncms.courier import Courier
+from envoy2emon.emoncms.dates import ByAge
+from envoy2emon.emoncms.delivery import Delivery
+from envoy2emon.emoncms.client import EmonCMS
+from envoy2emon.rows import Selection
+from envoy2emon.gateway.readings import parse_event
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.emoncms.spool import Spool
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from envoy2emon.stream import Stream
 from tests.conftest import StartDaemon
 from tests.meter import AWAY, QUICK, Meter, held, restart, stream

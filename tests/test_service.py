@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from envoy2emon.service import state_directory
-from envoy2emon.simulator import Answer, SimulatedEnvoy
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.systemd import state_directory
+from envoy2emon.demo.gateway import Answer, SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.certificates import Certificate
 from tests.conftest import StartDaemon
 from tests.daemons import PROJECT, Daemon, altered

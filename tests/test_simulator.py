@@ -11,8 +11,8 @@ import requests
 from pyenphase import Envoy, EnvoyData
 from requests.auth import HTTPDigestAuth
 
-from envoy2emon.simulator import Answer, Request, SimulatedEnvoy, make_token
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
+from envoy2emon.demo.gateway import Answer, Request, SimulatedEnvoy, make_token
+from envoy2emon.demo.site import THREE_PHASE_EVENT
 from tests import fixtures
 from tests.certificates import Certificate, self_signed
 from tests.enlighten import Enlighten

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envoy2emon.dates import Flight, Progress
-from envoy2emon.group import Group
-from envoy2emon.inputs import Row
-from envoy2emon.spool import Spool
+from envoy2emon.emoncms.dates import Flight, Progress
+from envoy2emon.emoncms.group import Group
+from envoy2emon.rows import Row
+from envoy2emon.emoncms.spool import Spool
 
 HOUR_S = 3600.0
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envoy2emon.sse import MAX_EVENT, Decoder, LineTooLong
+from envoy2emon.gateway.sse import MAX_EVENT, Decoder, LineTooLong
 from tests import fixtures
 
 METERED = [firmware for firmware in fixtures.FIRMWARES if firmware != "R3.9.36"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from envoy2emon.standin import Fault, StandInEmonCMS
+from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.emoncms import ask, bulk, connect
 
 ROWS = [[-2, "n", {"a": 1}], [-1, "n", {"a": 2}], [0, "n", {"a": 3}]]

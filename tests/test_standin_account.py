@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from envoy2emon.standin import StandInEmonCMS
-from envoy2emon.standin_account import MAX_BODY
+from envoy2emon.demo.emoncms import StandInEmonCMS
+from envoy2emon.demo.account import MAX_BODY
 from tests.emoncms import ask, bulk, connect
 
 ROWS = [[-2, "n", {"a": 1}], [-1, "n", {"a": 2}], [0, "n", {"a": 3}]]

@@ -7,11 +7,11 @@ from decimal import Decimal
 
 import pytest
 
-from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_site import THREE_PHASE_EVENT
-from envoy2emon.standin import StandInEmonCMS
-from envoy2emon.standin_account import AppliedRow
+from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from envoy2emon.demo.emoncms import StandInEmonCMS
+from envoy2emon.demo.account import AppliedRow
 from tests.conftest import StartDaemon
 
 DEFAULT_KEYS = ("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor")

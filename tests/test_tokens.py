@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from envoy2emon import config
-from envoy2emon.enphase import NoToken
+from envoy2emon.gateway.enphase import NoToken
 from envoy2emon.settings import Config
-from envoy2emon.simulator import make_token
-from envoy2emon.token_file import Kept, TokenFile
-from envoy2emon.tokens import LOGIN_EVERY_S, Token, Tokens
+from envoy2emon.demo.gateway import make_token
+from envoy2emon.gateway.token_file import Kept, TokenFile
+from envoy2emon.gateway.tokens import LOGIN_EVERY_S, Token, Tokens
 from tests.enlighten import LOGIN_PATH, TOKEN_PATH, Enlighten
 
 SERIAL = "122112345678"

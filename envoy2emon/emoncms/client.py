@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from envoy2emon import __version__
-from envoy2emon.arrived import Arrived
-from envoy2emon.exchange import Dropped, Exchange, Reply, Unavailable
+from envoy2emon.emoncms.arrived import Arrived
+from envoy2emon.emoncms.exchange import Dropped, Exchange, Reply, Unavailable
 from envoy2emon.settings import Secret
 
 __all__ = ["Dropped", "EmonCMS", "Rejected", "Unauthorized", "Unavailable"]

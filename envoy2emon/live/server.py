@@ -15,8 +15,8 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
-from envoy2emon import live_http
-from envoy2emon.readings import MeterReading
+from envoy2emon.live import http as live_http
+from envoy2emon.gateway.readings import MeterReading
 
 # Watts: at night production meters tell up to about 2 W of nothing; the author's display takes 10 W for none.
 NOISE_W = 10
@@ -66,7 +66,7 @@ class Live:
         self._thread: threading.Thread | None = None
         # All that follows is touched by the live thread only.
         self._stopping = asyncio.Event()
-        self._page = Path(__file__).with_name("live.html").read_bytes()
+        self._page = Path(__file__).with_name("page.html").read_bytes()
         self._history: deque[tuple[int, int | None, int | None]] = deque(maxlen=HISTORY_S)
         self._latest = b""
         self._patience = STALE_S

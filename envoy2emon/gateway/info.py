@@ -10,8 +10,8 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
-from envoy2emon.answer import ANSWER_TIMEOUT_S, StreamLost
-from envoy2emon.connection import Connection
+from envoy2emon.gateway.answer import ANSWER_TIMEOUT_S, StreamLost
+from envoy2emon.gateway.connection import Connection
 
 _LONGEST = 40  # a serial number has twelve digits, D7.6.175 eight letters
 

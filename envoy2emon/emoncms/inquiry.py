@@ -6,9 +6,9 @@ words, and a row in doubt goes again.
 
 from collections.abc import Mapping, Sequence
 
-from envoy2emon.arrived import Arrived
-from envoy2emon.dates import Dating, Flight
-from envoy2emon.inputs import Row
+from envoy2emon.emoncms.arrived import Arrived
+from envoy2emon.emoncms.dates import Dating, Flight
+from envoy2emon.rows import Row
 
 
 class Inquiry:

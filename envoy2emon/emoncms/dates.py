@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
-from envoy2emon.arrived import Arrived, same
-from envoy2emon.inputs import Row
+from envoy2emon.emoncms.arrived import Arrived, same
+from envoy2emon.rows import Row
 
 # JSON's own characters need no escape in a form; quote() is fast when it finds nothing to escape.
 _SAFE_IN_FORM = '{}[]":,'

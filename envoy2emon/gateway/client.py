@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from envoy2emon import gateway
-from envoy2emon.answer import ANSWER_TIMEOUT_S, Answer, StreamLost
-from envoy2emon.connection import Connection, Refused
-from envoy2emon.enphase import NoToken
-from envoy2emon.gateway import Gateway
+from envoy2emon.gateway import info as gateway
+from envoy2emon.gateway.answer import ANSWER_TIMEOUT_S, Answer, StreamLost
+from envoy2emon.gateway.connection import Connection, Refused
+from envoy2emon.gateway.enphase import NoToken
+from envoy2emon.gateway.info import Gateway
 from envoy2emon.settings import Config
-from envoy2emon.tokens import Token, Tokens
+from envoy2emon.gateway.tokens import Token, Tokens
 
 if TYPE_CHECKING:
-    from envoy2emon.digest import Digest
+    from envoy2emon.gateway.digest import Digest
 
 _OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
 _SPARING = (2, 3, 4, 5)  # after so many failures in a row the waits are shorter than 30 s
@@ -165,7 +165,7 @@ class Envoy:
         password = self._password.value if self._password else known.serial[-6:] if self._inverters else None
         if password is None:
             raise Refused(f"firmware {known.firmware} wants the installer's password: put ENVOY_PASSWORD into .env")
-        from envoy2emon.digest import Digest  # noqa: PLC0415 - 5 ms and 2 MB that firmware 7 does not need
+        from envoy2emon.gateway.digest import Digest  # noqa: PLC0415 - 5 ms and 2 MB that firmware 7 does not need
 
         return Digest(known.url, self._user, password)
 

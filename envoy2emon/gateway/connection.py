@@ -15,7 +15,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from envoy2emon import __version__
-from envoy2emon.answer import Answer, Source, StreamLost, in_words, reason_of
+from envoy2emon.gateway.answer import Answer, Source, StreamLost, in_words, reason_of
 from envoy2emon.keepalive import usable
 
 CONNECT_TIMEOUT_S = 5.0

@@ -7,9 +7,9 @@ EmonCMS.
 import threading
 from collections.abc import Callable, Sequence
 
-from envoy2emon.backlog import Backlog
-from envoy2emon.delivery import Delivery
-from envoy2emon.inputs import Row
+from envoy2emon.emoncms.backlog import Backlog
+from envoy2emon.emoncms.delivery import Delivery
+from envoy2emon.rows import Row
 
 # If no row follows for so long, nobody comes along who would take the answer to the last one.
 ANSWER_WAITS_S = 2.0

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-from envoy2emon.answer import ANSWER_TIMEOUT_S, StreamLost
-from envoy2emon.check_readings import first_event, inverters, transformers, watts
-from envoy2emon.check_verdict import Verdict, fail, ok, warn
-from envoy2emon.connection import CONNECT_TIMEOUT_S, Refused
-from envoy2emon.envoy import Envoy, Missing, NotAllowed
-from envoy2emon.gateway import Gateway
+from envoy2emon.gateway.answer import ANSWER_TIMEOUT_S, StreamLost
+from envoy2emon.check.readings import first_event, inverters, transformers, watts
+from envoy2emon.check.verdict import Verdict, fail, ok, warn
+from envoy2emon.gateway.connection import CONNECT_TIMEOUT_S, Refused
+from envoy2emon.gateway.client import Envoy, Missing, NotAllowed
+from envoy2emon.gateway.info import Gateway
 from envoy2emon.outage import duration
-from envoy2emon.readings import BadReading, parse_reports
+from envoy2emon.gateway.readings import BadReading, parse_reports
 from envoy2emon.settings import Config
-from envoy2emon.tokens import RENEW_OWNER_S, SHORT_LIVED_S, Tokens
+from envoy2emon.gateway.tokens import RENEW_OWNER_S, SHORT_LIVED_S, Tokens
 
 
 def ask(config: Config, tokens: Tokens, clocks: dict[str, float], patience: float) -> Iterator[Verdict]:

@@ -18,7 +18,7 @@ from threading import Condition, Thread
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from envoy2emon.standin_account import Account, parameters
+from envoy2emon.demo.account import Account, parameters
 
 _POSTS = {"input/bulk", "input/post"}
 # index.php answers these two to anyone without a key, but looks at a key first if there is one. The home page tells

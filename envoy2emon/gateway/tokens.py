@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from envoy2emon.enphase import NoToken, fetch
+from envoy2emon.gateway.enphase import NoToken, fetch
 from envoy2emon.outage import duration
 from envoy2emon.settings import Config
-from envoy2emon.token_file import TokenFile
+from envoy2emon.gateway.token_file import TokenFile
 
 LOGIN_EVERY_S = 600.0
 # Owner tokens live 365 days, installer tokens 12 hours.

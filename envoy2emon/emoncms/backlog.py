@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from envoy2emon.dates import Flight, Progress
-from envoy2emon.group import Group
-from envoy2emon.inputs import Row
-from envoy2emon.spool import Spool
+from envoy2emon.emoncms.dates import Flight, Progress
+from envoy2emon.emoncms.group import Group
+from envoy2emon.rows import Row
+from envoy2emon.emoncms.spool import Spool
 
 # A kill or a power cut may cost 60 s of readings: half of it, and 5 s between two looks, leave room for a slow disk.
 SAVE_AFTER_S = 30.0

@@ -21,8 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envoy2emon.dates import Flight, Progress
-from envoy2emon.group import Group
+from envoy2emon.emoncms.dates import Flight, Progress
+from envoy2emon.emoncms.group import Group
 
 if TYPE_CHECKING:
     import sqlite3

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from envoy2emon.check_verdict import Verdict, fail, ok, warn
-from envoy2emon.emoncms import EmonCMS, Rejected, Unauthorized, Unavailable
-from envoy2emon.inputs import KEY_NAMES, SECTION_NAMES
+from envoy2emon.check.verdict import Verdict, fail, ok, warn
+from envoy2emon.emoncms.client import EmonCMS, Rejected, Unauthorized, Unavailable
+from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
 from envoy2emon.outage import duration
-from envoy2emon.readings import PHASES
+from envoy2emon.gateway.readings import PHASES
 from envoy2emon.settings import Config
 
 # EmonCMS passes over rows of less than three items and answers ok (11.16.8); versions of 2016 find fault with the row.

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 
-from envoy2emon.answer import StreamLost
-from envoy2emon.check_verdict import Verdict, fail, ok, warn
-from envoy2emon.connection import Refused
-from envoy2emon.envoy import Envoy
-from envoy2emon.inputs import SECTION_NAMES
+from envoy2emon.gateway.answer import StreamLost
+from envoy2emon.check.verdict import Verdict, fail, ok, warn
+from envoy2emon.gateway.connection import Refused
+from envoy2emon.gateway.client import Envoy
+from envoy2emon.rows import SECTION_NAMES
 from envoy2emon.inverters import DEAD_AFTER_S
 from envoy2emon.outage import duration
-from envoy2emon.readings import BadReading, MeterReading, parse_event, parse_inverters
-from envoy2emon.sse import Decoder, LineTooLong
+from envoy2emon.gateway.readings import BadReading, MeterReading, parse_event, parse_inverters
+from envoy2emon.gateway.sse import Decoder, LineTooLong
 
 # Longer than a night.
 STALE_S = 86400.0

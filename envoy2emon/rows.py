@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from envoy2emon.readings import InverterReport, MeterReading
+from envoy2emon.gateway.readings import InverterReport, MeterReading
 
 SECTION_NAMES = {"prod": "production", "cons": "total-consumption", "net": "net-consumption"}
 KEY_NAMES = {

@@ -14,9 +14,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from email.message import Message
 from typing import Any, Self
 
-from envoy2emon import simulator_site as site
-from envoy2emon.simulator_gate import INVERTERS, STREAM, DigestGate, TokenGate, digest_fields, make_token
-from envoy2emon.simulator_port import Answer, Port, Request
+from envoy2emon.demo import site
+from envoy2emon.demo.logins import INVERTERS, STREAM, DigestGate, TokenGate, digest_fields, make_token
+from envoy2emon.demo.port import Answer, Port, Request
 
 __all__ = ["Answer", "Request", "SimulatedEnvoy", "make_token"]
 

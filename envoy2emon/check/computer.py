@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from envoy2emon.check_verdict import Verdict, fail, ok, warn
+from envoy2emon.check.verdict import Verdict, fail, ok, warn
 from envoy2emon.config import INSTALLED_ENV_FILE
 from envoy2emon.outage import duration
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from envoy2emon.inputs import Row
+from envoy2emon.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from envoy2emon import live_http, settings
-from envoy2emon.demo_day import Day
-from envoy2emon.simulator import SimulatedEnvoy
-from envoy2emon.simulator_site import inverters
-from envoy2emon.standin import StandInEmonCMS
+from envoy2emon import settings
+from envoy2emon.live import http as live_http
+from envoy2emon.demo.day import Day
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import inverters
+from envoy2emon.demo.emoncms import StandInEmonCMS
 
 # A day passes in four minutes; it begins at breakfast.
 HOURS_A_SECOND = 24 / 240
@@ -130,7 +131,7 @@ def _shown(hour: float, emoncms: StandInEmonCMS) -> str:
 def _start(name: str, env_file: Path) -> "subprocess.Popen[bytes]":
     environment = {
         "PATH": os.environ.get("PATH", ""),
-        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "PYTHONPATH": str(Path(__file__).parent.parent.parent),
         "HOME": str(env_file.parent),
         "STATE_DIRECTORY": str(env_file.parent / "state"),
     }

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from envoy2emon.inputs import Row
+from envoy2emon.rows import Row
 
 # Without Redis, EmonCMS keeps an input's value as a MySQL FLOAT, which shows six digits.
 _FLOAT_DIGITS = 1e-5

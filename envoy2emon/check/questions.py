@@ -14,11 +14,14 @@ from io import TextIOWrapper
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from envoy2emon import check_emoncms, check_envoy, check_machine, config
-from envoy2emon.check_verdict import Report, Verdict, fail, ok, warn
-from envoy2emon.service import state_directory
+from envoy2emon import config
+from envoy2emon.check import emoncms as check_emoncms
+from envoy2emon.check import gateway as check_envoy
+from envoy2emon.check import computer as check_machine
+from envoy2emon.check.verdict import Report, Verdict, fail, ok, warn
+from envoy2emon.systemd import state_directory
 from envoy2emon.settings import Config
-from envoy2emon.tokens import Tokens
+from envoy2emon.gateway.tokens import Tokens
 
 # D7.0.88 sends its events in bursts 21 to 23 s apart (Matthew1471/Enphase-API).
 PATIENCE_S = 35.0
@@ -102,7 +105,7 @@ def _bounded(verdicts: Iterator[Verdict], within: float, late: Verdict) -> Itera
                 said.put(verdict)
         except Exception as error:  # noqa: BLE001 - it is told, with its place
             passed = [(Path(at.filename), at.lineno) for at in traceback.extract_tb(error.__traceback__)]
-            file, line = [place for place in passed if place[0].parent == Path(__file__).parent][-1]  # ours
+            file, line = [place for place in passed if place[0].is_relative_to(Path(__file__).parent.parent)][-1]  # ours
             what = f"{type(error).__name__}: {error} ({file.name}, line {line})"
             said.put(fail(late.subject, f"{what}: this is a defect of envoy2emon: report it with this line"))
         finally:

@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from envoy2emon.backlog import Backlog
-from envoy2emon.dates import Dating, Flight
-from envoy2emon.emoncms import Dropped, EmonCMS, Rejected, Unauthorized, Unavailable
-from envoy2emon.inputs import Row
-from envoy2emon.inquiry import Inquiry
+from envoy2emon.emoncms.backlog import Backlog
+from envoy2emon.emoncms.dates import Dating, Flight
+from envoy2emon.emoncms.client import Dropped, EmonCMS, Rejected, Unauthorized, Unavailable
+from envoy2emon.rows import Row
+from envoy2emon.emoncms.inquiry import Inquiry
 from envoy2emon.outage import Outage, duration
 
 _log = logging.getLogger(__name__)

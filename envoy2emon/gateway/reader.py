@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from envoy2emon.answer import StreamLost
-from envoy2emon.bursts import Arrival
-from envoy2emon.connection import Refused
-from envoy2emon.envoy import Envoy, Missing, NotAllowed
+from envoy2emon.gateway.answer import StreamLost
+from envoy2emon.gateway.bursts import Arrival
+from envoy2emon.gateway.connection import Refused
+from envoy2emon.gateway.client import Envoy, Missing, NotAllowed
 from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage
-from envoy2emon.readings import BadReading, parse_event, parse_reports
-from envoy2emon.sse import Decoder, LineTooLong
+from envoy2emon.gateway.readings import BadReading, parse_event, parse_reports
+from envoy2emon.gateway.sse import Decoder, LineTooLong
 
 MOST_WAIT_S = 30.0
 REPORTS_EVERY_S = 1.0

@@ -5,7 +5,7 @@ The law of this file: no reading is dated before the one in front of it, and one
 
 from dataclasses import dataclass, replace
 
-from envoy2emon.readings import MeterReading
+from envoy2emon.gateway.readings import MeterReading
 
 # Events come about once a second. After more silence than this, others may follow on the heels of the first.
 SILENCE_S = 1.5

@@ -1,0 +1,1 @@
+"""`envoy2emon check`: every question that a puzzled owner has."""

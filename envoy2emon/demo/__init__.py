@@ -1,0 +1,1 @@
+"""`envoy2emon demo`: simulated neighbours, which the tests use too."""

@@ -1,0 +1,1 @@
+"""EmonCMS: rows that wait, and their delivery."""

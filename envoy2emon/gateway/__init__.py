@@ -1,0 +1,1 @@
+"""The Enphase gateway (Envoy, IQ Gateway): from its bytes to readings."""
