@@ -1,16 +1,25 @@
-"""Readings and reports -> rows: one node's named inputs, by the names that the forum scripts gave them.
+"""Readings and reports -> rows: one node's named inputs at one date, by the names that the forum scripts gave them.
 
-The law of this file: a name is `{section}_{phase}_{key}` or `{serial}_{key}`, a value is the Envoy's own; what the
-Envoy did not send is not in the row.
+A name is `{section}_{phase}_{key}` or `{serial}_{key}` and a value is the gateway's own: what the gateway did not send
+is not in the row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 from envoy2emon.gateway.readings import InverterReport, MeterReading
 
-SECTION_NAMES = {"prod": "production", "cons": "total-consumption", "net": "net-consumption"}
+SECTION_NAMES = {
+    "prod": "production",
+    "cons": "total-consumption",
+    "net": "net-consumption",
+    "storage": "storage",
+    "backfeed": "backfeed",
+    "load": "load",
+    "evse": "evse",
+    "pv3p": "pv3p",
+}
 KEY_NAMES = {
     "wNow": "p",
     "reactPower": "q",
@@ -24,18 +33,14 @@ KEY_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What EmonCMS receives at once for one node.
+    """What EmonCMS receives at once for one node; `date` in whole epoch seconds, numbers in the gateway's digits."""
 
-    `at` is in seconds: on the monotonic clock for the stream, the Envoy's epoch seconds for an inverter.
-    """
-
-    at: float
-    node: str
+    date: int
     inputs: Mapping[str, Decimal]
 
-    def text(self) -> str:
-        """Return the inputs as a JSON object, each number in the Envoy's digits."""
-        return "{" + ",".join([f'"{name}":{value}' for name, value in self.inputs.items()]) + "}"
+    def json(self) -> str:
+        """Return the inputs as a JSON object."""
+        return inputs_json(self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,8 @@ class Selection:
     net_calculated: bool
 
 
-def stream_row(reading: MeterReading, node: str, selection: Selection) -> Row:
-    """Name a reading's selected values; the row is empty when it has none of them."""
+def stream_inputs(reading: MeterReading, selection: Selection) -> dict[str, Decimal]:
+    """Name a reading's selected values; none of them may be there."""
     inputs = {}
     for section in selection.sections:
         phases = reading.sections.get(SECTION_NAMES[section], {})
@@ -62,23 +67,45 @@ def stream_row(reading: MeterReading, node: str, selection: Selection) -> Row:
             values = phases.get(phase, {})
             for key in selection.keys:
                 value = values.get(KEY_NAMES[key])
-                if key == "wNow" and section != "cons":
+                if key == "wNow" and section in ("prod", "net"):
                     value = _power(reading, section, phase, selection)
                 if value is not None:
                     inputs[f"{section}_{phase}_{key}"] = value
-    return Row(reading.at, node, inputs)
+    return inputs
 
 
-def inverter_row(report: InverterReport, node: str) -> Row:
-    """Name a report's values: `{serial}_wNow` and `{serial}_wMax`, in watts."""
+def inverter_row(report: InverterReport) -> Row:
+    """Name a report's values, `{serial}_wNow` and `{serial}_wMax` in watts, at the date of the report."""
     inputs = {f"{report.serial}_wNow": report.watts}
     if report.max_watts is not None:
         inputs[f"{report.serial}_wMax"] = report.max_watts
-    return Row(report.reported_at, node, inputs)
+    return Row(report.reported_at, inputs)
+
+
+def not_applied(rows: Iterable[Row], shown: Mapping[str, int]) -> list[Row]:
+    """Return the rows that EmonCMS may lack, by the date that it shows of each input: that of the input's last row.
+
+    The last row that it shows is among them, because EmonCMS sets a row's inputs before it runs their processes and
+    may have stopped in between (input_methods.php). Sent again with the same date, a row changes nothing. A date that
+    none of these rows has for that input says nothing about them: another sender's, or an earlier clock's.
+    """
+    rows = list(rows)
+    ours = {(name, row.date) for row in rows for name in row.inputs}
+    reached = {name: date for name, date in shown.items() if (name, date) in ours}
+    return [row for row in rows if any(row.date >= reached.get(name, 0) for name in row.inputs)]
+
+
+def inputs_json(inputs: Mapping[str, Decimal]) -> str:
+    """Return named values as a JSON object, each number in the digits in which it came."""
+    return "{" + ",".join([f'"{name}":{value}' for name, value in inputs.items()]) + "}"
 
 
 def _power(reading: MeterReading, section: str, phase: str, selection: Selection) -> Decimal | None:
-    """Watts of a phase's production or net, by the owner's two rules."""
+    """Watts of a phase's production or net, by the owner's two rules.
+
+    Load-only CTs measure three phases of consumption beside one of production (HA 121781): where there is a production
+    meter, a phase without panels produces 0 W in the calculated net.
+    """
 
     def measured(name: str) -> Decimal | None:
         return reading.sections.get(SECTION_NAMES[name], {}).get(phase, {}).get("p")
@@ -90,4 +117,6 @@ def _power(reading: MeterReading, section: str, phase: str, selection: Selection
         prod = Decimal(0)
     if section == "prod":
         return prod
+    if prod is None and phase not in (panels := reading.sections.get("production", {})) and panels:
+        prod = Decimal(0)
     return None if prod is None or cons is None else cons - prod

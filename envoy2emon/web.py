@@ -1,0 +1,116 @@
+"""How both neighbours are asked over HTTP: a requests session, bounded answers, and what went wrong in words.
+
+Whatever requests, urllib3 and the modules below them raise becomes Failed here, told by their classes.
+"""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from http.cookiejar import DefaultCookiePolicy
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from envoy2emon import __version__
+
+# `input/get` of a node with 200 inputs is 15 kB, 51 inverters are 10 kB.
+MOST_BYTES = 1024 * 1024
+
+
+class Failed(Exception):
+    """A request that got no whole answer; the text goes behind the name of who was asked, such as "closed it"."""
+
+
+class _Adapter(HTTPAdapter):
+    """One server's connections: `pin` is the SHA-256 of the only certificate that is accepted, in hex."""
+
+    def __init__(self, pin: str | None, *, trust: bool, retry: urllib3.Retry | None) -> None:
+        self._pin, self._trust = pin, trust
+        super().__init__(max_retries=retry or 0)
+
+    def init_poolmanager(self, *args: int, **kwargs: object) -> None:
+        if self._pin or self._trust:
+            kwargs |= {"cert_reqs": "CERT_NONE", "assert_hostname": False, "assert_fingerprint": self._pin}
+        else:
+            kwargs["ssl_context"] = ssl.create_default_context()  # the system's certificates, not certifi's alone
+        super().init_poolmanager(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def session(
+    pin: str | None = None, *, trust: bool = False, cookies: bool = False, retry: urllib3.Retry | None = None
+) -> requests.Session:
+    """Make a session that follows no redirect by itself and asks no proxy, .netrc or environment.
+
+    pin: accept only the certificate with this SHA-256. trust: accept any certificate if there is no pin. cookies: keep
+    them. retry: what is tried again at once; nothing by default.
+    """
+    made = requests.Session()
+    made.trust_env = False
+    made.verify = not (pin or trust)
+    made.mount("https://", _Adapter(pin, trust=trust, retry=retry))
+    made.mount("http://", HTTPAdapter(max_retries=retry or 0))
+    # Nothing compressed: a bomb of 1 MiB would unpack to 1 GiB.
+    made.headers.update({"User-Agent": f"envoy2emon/{__version__}", "Accept-Encoding": "identity"})
+    if not cookies:
+        made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    return made
+
+
+def body(response: requests.Response, most: int = MOST_BYTES) -> str:
+    """Read the body of a response that was asked for with stream=True. Raises Failed if it has more than `most` bytes.
+
+    The connection is kept for the next request if the body was read to its end.
+    """
+    with in_words(), response:
+        content: bytes = response.raw.read(most + 1, decode_content=False)
+    if len(content) > most:
+        raise Failed("answers without end")
+    return content.decode(errors="replace")
+
+
+@contextmanager
+def in_words(seconds: float = 0.0) -> Iterator[None]:
+    """Raise Failed for every way in which a request can fail; `seconds` is the longest wait for an answer."""
+    try:
+        yield
+    # ValueError, UnicodeError and HTTPException come through requests where a neighbour sends what nobody should.
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, HTTPException, ValueError) as error:
+        raise Failed(_words(error, seconds)) from error
+
+
+def _words(error: Exception, seconds: float) -> str:
+    causes = list(_causes(error))
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if has(urllib3.exceptions.NameResolutionError, UnicodeError, urllib3.exceptions.LocationParseError):
+        return "has a name that cannot be resolved"
+    if has(ConnectionRefusedError):
+        return "refuses the connection"
+    if has(urllib3.exceptions.TimeoutError, requests.Timeout, TimeoutError):
+        return f"does not answer within {seconds:.0f} s" if seconds else "does not answer in time"
+    if has(ssl.SSLCertVerificationError):
+        return "has a certificate that this computer does not trust"
+    if has(urllib3.exceptions.SSLError, requests.exceptions.SSLError, ssl.SSLError):
+        fingerprint = any("fingerprint" in str(cause).lower() for cause in causes)
+        return "has another certificate than the one that is set" if fingerprint else "does not speak TLS as it should"
+    if has(urllib3.exceptions.NewConnectionError):
+        return "cannot be reached"
+    if has(ConnectionError, urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError):
+        return "closed the connection"
+    return "answers something that is no HTTP"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Go through an error and all that it was made from: by `raise from`, as an argument or as urllib3's `reason`."""
+    seen: list[BaseException] = []
+    waiting: list[object] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if isinstance(cause, BaseException) and not any(cause is one for one in seen):
+            seen.append(cause)
+            yield cause
+            waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
