@@ -1,25 +1,29 @@
-"""A simulated Envoy on a real socket, for the tests and for `envoy2emon demo`.
+"""A simulated gateway on a real socket, for the tests and for `envoy2emon demo`.
 
-The law of this file: it answers as the gateways on record do (Matthew1471/Enphase-API, pyenphase, vincentwolsink's
-integration), by the firmware that it has at that moment, and on one port: HTTP below firmware 7, TLS from 7 on.
-Faults of the network are no gateway's doing, so there are none here.
+It answers as the gateways on record do (Matthew1471/Enphase-API, pyenphase, vincentwolsink's integration), by the
+firmware that it has at that moment, and on one port: HTTP below firmware 7, TLS from 7 on. Faults of the network are
+no gateway's doing, so there are none here.
 """
 
 import json
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from email.message import Message
+from queue import SimpleQueue
 from typing import Any, Self
 
 from envoy2emon.demo import site
-from envoy2emon.demo.logins import INVERTERS, STREAM, DigestGate, TokenGate, digest_fields, make_token
+from envoy2emon.demo.logins import INVERTERS, STREAM, DigestLogin, TokenLogin, make_token
 from envoy2emon.demo.port import Answer, Port, Request
 
 __all__ = ["Answer", "Request", "SimulatedEnvoy", "make_token"]
 
+CHECK_JWT = "/auth/check_jwt"
 # What R3.9.36 sends in place of a challenge is not on record, only that no challenge can be read from it.
 GARBAGE = "\xfe\xac?\xff"
 REFUSED = Answer(401, "<html><head><title>401 Authorization Required</title></head></html>\r\n")
@@ -32,10 +36,11 @@ class SimulatedEnvoy:
     password: the installer's, firmware < 7. tls: the certificate's context, needed from firmware 7 on.
     chunked: the stream's framing, else close-delimited. newline: the stream's line ends.
     event: the meters' values, as the stream tells them. source: asked for the next event every `interval` seconds.
-    inverters, reports: answers of these endpoints, a str as it is, anything else as JSON.
+    inverters, reports, meters: what these endpoints answer, a str as it is, anything else as JSON. The reports are made
+    from the source's events; meters None stands for those of the reports, all on (site.meters turns some off).
     info: the XML of /info while it is of this firmware, else one is made.
     answers: by path, what is answered in place of all else, before any authentication.
-    metered: whether there are current transformers, and with them meters and a stream.
+    metered: whether there are meters, and with them a stream; None goes by the firmware, and 3.x has none.
     redirects: from firmware 7 on plain HTTP gets a 301, else nothing.
     reset_after_401: as R/D3.18, keep the connection after a 401 and reset it when the next request comes.
     """
@@ -53,21 +58,25 @@ class SimulatedEnvoy:
     interval: float = 1.0
     inverters: Any = None
     reports: Any = None
+    meters: Any = None
     info: str = ""
     answers: dict[str, Answer] = field(default_factory=dict)
-    metered: bool = True
+    metered: bool | None = None
     redirects: bool = False
     reset_after_401: bool = False
-    digest: DigestGate = field(default_factory=DigestGate, init=False)
-    tokens: TokenGate = field(default_factory=TokenGate, init=False)
+    digest: DigestLogin = field(default_factory=DigestLogin, init=False)
+    tokens: TokenLogin = field(default_factory=TokenLogin, init=False)
+    requests: list[Request] = field(default_factory=list, init=False)
+    accepted: list[float] = field(default_factory=list, init=False)  # connections, by monotonic seconds
+    streams: list[SimpleQueue[bytes | None]] = field(default_factory=list, init=False)
+    open_connections: set[socket.socket] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         """Give a site that says nothing else twelve inverters and the event's reports."""
         now = int(time.time())
         self.inverters = site.inverters(12, now) if self.inverters is None else self.inverters
         self.reports = site.reports(self.event, now) if self.reports is None else self.reports
-        self._port = Port(self)
-        self.requests = self._port.requests
+        self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
         """Start."""
@@ -80,20 +89,23 @@ class SimulatedEnvoy:
 
     def start(self) -> None:
         """Listen, and tell the source's events if there is a source."""
-        self.address = self._port.open(self.address)
-        self._stopped = threading.Event()
+        self._port, self._stopped = Port(self), threading.Event()
+        self.address = self.address[0], self._port.server_address[1]
+        threading.Thread(target=self._port.serve_forever, args=(0.02,), name="simulated gateway", daemon=True).start()
         threading.Thread(target=self._tick, args=(self._stopped,), name="simulated meters", daemon=True).start()
 
     def stop(self) -> None:
         """Close the port and cut every connection, as a gateway that loses its power."""
         self._stopped.set()
-        self._port.close()
+        self._port.shutdown()
+        self._port.server_close()
+        self._cut()
 
     def upgrade(self, firmware: str) -> None:
         """Change the firmware as Enphase does, unasked: with a restart that ends connections and sessions."""
         self.firmware = firmware
         self.tokens.end_sessions()
-        self._port.cut()
+        self._cut()
 
     @property
     def host(self) -> str:
@@ -103,12 +115,12 @@ class SimulatedEnvoy:
     @property
     def connections(self) -> int:
         """How many connections came so far, those that were refused included."""
-        return len(self._port.accepted)
+        return len(self.accepted)
 
     @property
     def open_streams(self) -> int:
         """How many clients read the stream now."""
-        return len(self._port.streams)
+        return len(self.streams)
 
     @property
     def token_based(self) -> bool:
@@ -119,17 +131,27 @@ class SimulatedEnvoy:
         """Send one event, given as its JSON text, to every open stream."""
         self.emit_raw(f"data: {event}{self.newline * 2}".encode())
 
-    def emit_raw(self, data: bytes) -> None:
+    def emit_raw(self, data: bytes | None) -> None:
         """Send bytes to every open stream: bursts, halves of events, garbage. One call is one HTTP chunk."""
-        self._port.send(data)
+        with self._changed:
+            for stream in self.streams:
+                stream.put(data)
 
     def end_streams(self) -> None:
         """End every open stream in good order."""
-        self._port.send(None)
+        self.emit_raw(None)
+
+    def note(self, change: Callable[[], object]) -> None:
+        """Change a list, and wake who waits for it."""
+        with self._changed:
+            change()
+            self._changed.notify_all()
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float = 10.0) -> None:
         """Return as soon as the predicate holds, looked at with every change; TimeoutError after `timeout` s."""
-        self._port.wait_for(predicate, timeout)
+        with self._changed:
+            if not self._changed.wait_for(predicate, timeout):
+                raise TimeoutError(f"after {timeout} s: {len(self.streams)} streams, requests {self.requests[-5:]}")
 
     def wait_for_stream(self, timeout: float = 10.0) -> None:
         """Return as soon as a stream is open; TimeoutError after `timeout` s."""
@@ -137,60 +159,75 @@ class SimulatedEnvoy:
 
     def respond(self, target: str, headers: Message, *, encrypted: bool) -> tuple[str | None, Answer]:
         """Say who asks and what the answer to a GET is."""
-        path = target.partition("?")[0]
-        if self.token_based and not encrypted:
-            return None, Answer(301, headers={"Location": "https://localhost"})
-        if answer := self._public(path):
+        path, _, query = target.partition("?")
+        if answer := self._public(path, encrypted=encrypted):
             return None, answer
-        gate = self.tokens if self.token_based else self.digest
         authorization, cookie = headers.get("Authorization", ""), headers.get("Cookie", "")
         if self.token_based:
             user, refusal = self.tokens.user(authorization, cookie, self.serial), REFUSED
+            may_read = user and self.tokens.may_read(user, path, site.version(self.firmware))
         else:
-            user, refusal = self._digest(target, authorization)
-        if user is None or not gate.lets(user, path, site.version(self.firmware)):
+            user = self.digest.user(authorization, target, {"installer": self.password, "envoy": self.serial[-6:]})
+            may_read = user and self.digest.may_read(user, path)
+            garbage = self.firmware.startswith("R3.") and authorization and not user
+            challenge = GARBAGE if garbage else self.digest.challenge()
+            refusal = REFUSED._replace(headers={"WWW-Authenticate": challenge})
+        if not user or not may_read:
             return user, refusal
-        if path == "/auth/check_jwt":
-            return user, self._session(user, cookie)
         if path == STREAM:
             return user, Answer(200, None, "text/event-stream")
-        content = self._contents()[path]()
-        return user, Answer(200, content if isinstance(content, str) else json.dumps(content), "application/json")
+        if path == CHECK_JWT:
+            return user, self._session(user, cookie)
+        content = self._contents(details="details=1" in query)[path]()
+        # Below /ivp/meters no Content-Type is on record (pyenphase, 5.0.62 and 7.3.130).
+        content_type = None if path.startswith("/ivp/") else "application/json"
+        return user, Answer(200, content if isinstance(content, str) else json.dumps(content), content_type)
 
-    def _public(self, path: str) -> Answer | None:
+    def _public(self, path: str, *, encrypted: bool) -> Answer | None:
+        if self.token_based and not encrypted:
+            return Answer(301, headers={"Location": "https://localhost"})
         if path in self.answers:
             return self.answers[path]
         if path == "/info":
-            made = site.info(self.firmware, self.serial, metered=self.metered)
+            made = site.info(self.firmware, self.serial, metered=self._has_meters)
             return Answer(200, self.info if f">{self.firmware}<" in self.info else made, "text/xml")
         return None if path in self._contents() else Answer(404)
 
-    def _contents(self) -> dict[str, Callable[[], Any]]:
-        contents: dict[str, Callable[[], Any]] = {
-            INVERTERS: lambda: self.inverters,
-            "/api/v1/production": lambda: site.production(sum(unit["lastReportWatts"] for unit in self.inverters)),
-        }
-        if self.metered:
-            contents |= {
-                STREAM: str,
-                "/ivp/meters": lambda: site.meters(self.reports),
-                "/ivp/meters/readings": lambda: site.readings(self.reports),
-                "/ivp/meters/reports/": lambda: self.reports,
-            }
-        return contents | ({"/auth/check_jwt": str} if self.token_based else {})
+    def _contents(self, *, details: bool = False) -> dict[str, Callable[[], Any]]:
+        units, reports = self.inverters, self.reports if self._has_meters else []
 
-    def _digest(self, target: str, authorization: str) -> tuple[str | None, Answer]:
-        fields = digest_fields(authorization)
-        known = self.digest.knows(fields, target, {"installer": self.password, "envoy": self.serial[-6:]})
-        garbage = self.firmware.startswith("R3.") and fields and not known
-        refusal = REFUSED._replace(headers={"WWW-Authenticate": GARBAGE if garbage else self.digest.challenge()})
-        return fields["username"] if known and self.digest.spend(fields) else None, refusal
+        def meters() -> Any:  # noqa: ANN401 - JSON
+            return site.meters(reports) if self.meters is None else self.meters
+
+        contents: dict[str, Callable[[], Any]] = {
+            INVERTERS: lambda: units,
+            "/api/v1/production": lambda: site.production(units),
+        }
+        if self._has_meters or site.version(self.firmware) >= (4,):
+            contents |= {
+                "/production.json": lambda: site.production_json(units, meters(), reports, details=details),
+                "/ivp/meters": meters,
+                "/ivp/meters/readings": lambda: site.readings(reports),
+            }
+        if self._has_meters:
+            contents |= {"/ivp/meters/reports/": lambda: reports, STREAM: str}
+        return contents | ({CHECK_JWT: str} if self.token_based else {})
+
+    @property
+    def _has_meters(self) -> bool:
+        return site.version(self.firmware) >= (4,) if self.metered is None else self.metered
 
     def _session(self, user: str, cookie: str) -> Answer:
         if session := self.tokens.open_session(user, cookie):
             set_cookie = {"Set-Cookie": f"sessionId={session}; Path=/; Secure; HttpOnly"}
             return Answer(200, "<!DOCTYPE html><h2>Valid token.</h2>\n", headers=set_cookie)
         return Answer(503)
+
+    def _cut(self) -> None:
+        with self._changed:
+            for connection in self.open_connections:
+                with suppress(OSError):  # its client has left
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)  # SSLSocket's own is not for other threads
 
     def _tick(self, stopped: threading.Event) -> None:
         while self.source and not stopped.wait(self.interval):

@@ -1,22 +1,22 @@
-"""The port of a simulated Envoy: TLS or plain HTTP by its firmware, requests in, answers and streams out.
+"""The port of a simulated gateway: TLS or plain HTTP by its firmware, requests in, answers and streams out."""
 
-The law of this file: what a gateway's port does to a connection, and nothing of what the answers say.
-"""
+from __future__ import annotations
 
 import select
 import socket
 import ssl
 import struct
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from email.message import Message
 from http.server import BaseHTTPRequestHandler
 from queue import Empty, SimpleQueue
 from socketserver import ThreadingTCPServer
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from envoy2emon.demo.gateway import SimulatedEnvoy
 
 GONE_AFTER_S = 0.1  # a client that hangs up between two events is noticed after so long
 _TLS_HANDSHAKE = b"\x16"
@@ -41,102 +41,43 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class Gateway(Protocol):
-    """What a port asks of its gateway; `respond` says who asks and what the answer to a GET is."""
+class Port(ThreadingTCPServer):
+    """Listens for a gateway; it tells the gateway of every connection, request and stream."""
 
-    tls: ssl.SSLContext | None
-    chunked: bool
-    redirects: bool
-    reset_after_401: bool
-
-    @property
-    def token_based(self) -> bool: ...  # noqa: D102
-
-    def respond(self, target: str, headers: Message, *, encrypted: bool) -> tuple[str | None, Answer]: ...  # noqa: D102
-
-
-class Port:
-    """A gateway's port; `requests` and `accepted` (connections, s) live on when it is closed and opened again."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
-        self.requests: list[Request] = []
-        self.accepted: list[float] = []
-        self.streams: list[SimpleQueue[bytes | None]] = []
-        self.open_connections: set[socket.socket] = set()
-        self._changed = threading.Condition()
-
-    def open(self, address: tuple[str, int]) -> tuple[str, int]:
-        """Listen; return the address with its real port."""
-        self._server = _Server(address, self)
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="simulated Envoy", daemon=True).start()
-        return address[0], self._server.server_address[1]
-
-    def close(self) -> None:
-        """Stop listening and cut what is open."""
-        self._server.shutdown()
-        self._server.server_close()
-        self.cut()
-
-    def cut(self) -> None:
-        """Cut every open connection."""
-        with self._changed:
-            for connection in self.open_connections:
-                with suppress(OSError):  # its client has left
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)  # SSLSocket's own is not for other threads
-
-    def send(self, data: bytes | None) -> None:
-        """Send bytes to every open stream, None to end it."""
-        with self._changed:
-            for stream in self.streams:
-                stream.put(data)
-
-    def note(self, change: Callable[[], object]) -> None:
-        """Change a list, and wake who waits for it."""
-        with self._changed:
-            change()
-            self._changed.notify_all()
-
-    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
-        """Return as soon as the predicate holds; TimeoutError after `timeout` s."""
-        with self._changed:
-            if not self._changed.wait_for(predicate, timeout):
-                raise TimeoutError(f"after {timeout} s: {len(self.streams)} streams, requests {self.requests[-5:]}")
-
-
-class _Server(ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], port: Port) -> None:
-        self.port = port
-        super().__init__(address, _Connection)
+    def __init__(self, gateway: SimulatedEnvoy) -> None:
+        self.gateway = gateway
+        super().__init__(gateway.address, _Connection)
 
-    def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        port, gateway = self.port, self.port.gateway
-        port.note(lambda: port.accepted.append(time.monotonic()))
+    def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
+        """Serve a connection, or close it where a real gateway listens for the other kind only."""
+        gateway = self.gateway
+        gateway.note(lambda: gateway.accepted.append(time.monotonic()))
         request.settimeout(10)  # for the handshake
         encrypted = request.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE
         tls = gateway.tls if encrypted and gateway.token_based else None
         if not tls and (encrypted or (gateway.token_based and not gateway.redirects)):
-            return  # on a gateway this port is closed
+            return
         connection = tls.wrap_socket(request, server_side=True) if tls else request
         connection.settimeout(None)
-        port.note(lambda: port.open_connections.add(connection))
+        gateway.note(lambda: gateway.open_connections.add(connection))
         try:
             _Connection(connection, client_address, self)
         finally:
-            port.note(lambda: port.open_connections.remove(connection))
+            gateway.note(lambda: gateway.open_connections.remove(connection))
             connection.close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        if not isinstance(sys.exception(), OSError):  # a client that left is no news
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
+        """Show what went wrong; a client that left is no news."""
+        if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class _Connection(BaseHTTPRequestHandler):
-    server: _Server
+    server: Port
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1  # an answer leaves in one piece
@@ -144,22 +85,23 @@ class _Connection(BaseHTTPRequestHandler):
     user: str | None = None
 
     def do_GET(self) -> None:
-        gateway = self.server.port.gateway
+        gateway = self.server.gateway
         encrypted = isinstance(self.connection, ssl.SSLSocket)
         self.user, answer = gateway.respond(self.path, self.headers, encrypted=encrypted)
-        chunked = answer.body is None and gateway.chunked
-        resets = gateway.reset_after_401 and "WWW-Authenticate" in answer.headers
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
+        headers = dict(answer.headers)
         if answer.content_type:
-            self.send_header("Content-Type", answer.content_type)
+            headers["Content-Type"] = answer.content_type
+        chunked = answer.body is None and gateway.chunked
         if chunked:
-            self.send_header("Transfer-Encoding", "chunked")
+            headers["Transfer-Encoding"] = "chunked"
         elif answer.body is not None:
-            self.send_header("Content-Length", str(len(answer.body.encode())))
+            headers["Content-Length"] = str(len(answer.body.encode()))
+        resets = gateway.reset_after_401 and "WWW-Authenticate" in headers
         if not resets and (not gateway.token_based or (answer.body is None and not chunked)):
-            self.send_header("Connection", "close")
+            headers["Connection"] = "close"
+        self.send_response(answer.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if answer.body is None:
             self._stream(chunked=chunked)
@@ -172,8 +114,8 @@ class _Connection(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _stream(self, *, chunked: bool) -> None:
-        port, stream = self.server.port, SimpleQueue[bytes | None]()
-        port.note(lambda: port.streams.append(stream))
+        gateway, stream = self.server.gateway, SimpleQueue[bytes | None]()
+        gateway.note(lambda: gateway.streams.append(stream))
         try:
             self.wfile.flush()
             while (data := self._next(stream)) is not None:
@@ -181,7 +123,7 @@ class _Connection(BaseHTTPRequestHandler):
                 self.wfile.flush()
             self.wfile.write(b"0\r\n\r\n" if chunked else b"")
         finally:
-            port.note(lambda: port.streams.remove(stream))
+            gateway.note(lambda: gateway.streams.remove(stream))
 
     def _next(self, stream: SimpleQueue[bytes | None]) -> bytes | None:
         while True:
@@ -191,9 +133,10 @@ class _Connection(BaseHTTPRequestHandler):
                 if select.select([self.connection], [], [], 0)[0]:  # a client that has its stream says nothing more
                     raise ConnectionResetError("the client left") from None
 
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002 - as in http.server
+        gateway = self.server.gateway
         request = Request(time.monotonic(), self.command or "", self.path, int(code), self.user)
-        self.server.port.note(lambda: self.server.port.requests.append(request))
+        gateway.note(lambda: gateway.requests.append(request))
 
     def log_message(self, *_: object) -> None:
         pass
