@@ -44,6 +44,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Undated:
+    """A row that has no date yet: `moment` in seconds on the monotonic clock."""
+
+    moment: float
+    inputs: Mapping[str, Decimal]
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Which of a reading's values become inputs, by the names of SECTION_NAMES, PHASES and KEY_NAMES.
 

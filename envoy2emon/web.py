@@ -8,19 +8,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
+from typing import Any
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    IncompleteRead,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+)
 
 from envoy2emon import __version__
 
 # `input/get` of a node with 200 inputs is 15 kB, 51 inverters are 10 kB.
 MOST_BYTES = 1024 * 1024
 
+_SLOW, _TLS = "does not answer in time", "does not speak TLS as it should"
+# The first that fits one of an error's causes says what happened.
+_WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((NameResolutionError, LocationParseError, UnicodeError), "has a name that cannot be resolved"),
+    ((ConnectionRefusedError,), "refuses the connection"),
+    ((ConnectTimeoutError, requests.ConnectTimeout), "does not answer"),
+    ((urllib3.exceptions.TimeoutError, requests.Timeout, TimeoutError), _SLOW),
+    ((ssl.SSLCertVerificationError,), "has a certificate that this computer does not trust"),
+    ((urllib3.exceptions.SSLError, requests.exceptions.SSLError, ssl.SSLError), _TLS),
+    ((NewConnectionError,), "cannot be reached"),
+    ((ConnectionError, IncompleteRead, ProtocolError), "closed the connection"),
+)
+
 
 class Failed(Exception):
-    """A request that got no whole answer; the text goes behind the name of who was asked, such as "closed it"."""
+    """A request that got no whole answer; the text goes behind the name of who was asked: "closed the connection"."""
 
 
 class _Adapter(HTTPAdapter):
@@ -30,12 +52,12 @@ class _Adapter(HTTPAdapter):
         self._pin, self._trust = pin, trust
         super().__init__(max_retries=retry or 0)
 
-    def init_poolmanager(self, *args: int, **kwargs: object) -> None:
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as HTTPAdapter has it
         if self._pin or self._trust:
             kwargs |= {"cert_reqs": "CERT_NONE", "assert_hostname": False, "assert_fingerprint": self._pin}
         else:
             kwargs["ssl_context"] = ssl.create_default_context()  # the system's certificates, not certifi's alone
-        super().init_poolmanager(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().init_poolmanager(*args, **kwargs)
 
 
 def session(
@@ -82,26 +104,12 @@ def in_words(seconds: float = 0.0) -> Iterator[None]:
 
 def _words(error: Exception, seconds: float) -> str:
     causes = list(_causes(error))
-
-    def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    if has(urllib3.exceptions.NameResolutionError, UnicodeError, urllib3.exceptions.LocationParseError):
-        return "has a name that cannot be resolved"
-    if has(ConnectionRefusedError):
-        return "refuses the connection"
-    if has(urllib3.exceptions.TimeoutError, requests.Timeout, TimeoutError):
-        return f"does not answer within {seconds:.0f} s" if seconds else "does not answer in time"
-    if has(ssl.SSLCertVerificationError):
-        return "has a certificate that this computer does not trust"
-    if has(urllib3.exceptions.SSLError, requests.exceptions.SSLError, ssl.SSLError):
-        fingerprint = any("fingerprint" in str(cause).lower() for cause in causes)
-        return "has another certificate than the one that is set" if fingerprint else "does not speak TLS as it should"
-    if has(urllib3.exceptions.NewConnectionError):
-        return "cannot be reached"
-    if has(ConnectionError, urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError):
-        return "closed the connection"
-    return "answers something that is no HTTP"
+    words = next((words for kinds, words in _WORDS if any(isinstance(cause, kinds) for cause in causes)), "")
+    if words == _SLOW and seconds:
+        return f"does not answer within {seconds:.0f} s"
+    if words == _TLS and any("ingerprint" in str(cause) for cause in causes):
+        return "has another certificate than the one that is set"
+    return words or "answers something that is no HTTP"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,182 +1,211 @@
-"""Rows that EmonCMS has not acknowledged, oldest first: in memory, during an outage in the spool too; bounded.
+"""Rows that wait for EmonCMS, oldest first, in blocks: a block is posted, saved and forgotten as a whole.
 
-The law of this file: a row leaves only when it was acknowledged, was rejected, or is the oldest of too many. While
-EmonCMS answers, rows leave before they are old enough to be saved, and nothing is written to disk.
+While EmonCMS answers, a block is gone before it is old enough to be saved, and nothing is written to disk.
 """
 
+import json
 import logging
 import threading
+import time
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 
-from envoy2emon.emoncms.dates import Flight, Progress
-from envoy2emon.emoncms.group import Group
-from envoy2emon.rows import Row
-from envoy2emon.emoncms.spool import Spool
+from envoy2emon.emoncms.disk import Disk, Saved, pack, unpack
+from envoy2emon.rows import Row, Undated, inputs_json
 
+BLOCK_ROWS = 100  # 36 inputs each keep EmonCMS on a Raspberry Pi busy for 13 s
 # A kill or a power cut may cost 60 s of readings: half of it, and 5 s between two looks, leave room for a slow disk.
 SAVE_AFTER_S = 30.0
-# Loose rows take 5 kB each, packed ones 0.15 kB.
-MOST_LOOSE = 300
+# Of packed rows, in memory; on disk it is a tenth more. A day of 36 inputs takes 13 MB with a gateway's digits.
+MOST_BYTES = 28 * 1024 * 1024
 LOSSES_SAID_EVERY_S = 3600.0
 
 _log = logging.getLogger(__name__)
 
 
-class Backlog:
-    """The rows of one daemon: its reader appends, its delivery thread takes, its main thread saves.
+class Block:
+    """Rows that stay together: loose they take 5 kB each, packed 0.15 kB.
 
-    Rows are known by sequence numbers; `limit` rows are kept. lost: how many went beyond it. Of rows of an earlier run,
-    bridged: their times came over a reboot; stale: their disk takes no note of what is delivered. append() and oldest()
-    never wait for the disk: the spool has a lock of its own, which is taken before that of the rows.
+    times: of each row, its date if `dated`, else its moment. since: when the first row came, monotonic s. number: that
+    on disk.
     """
 
-    def __init__(self, limit: int, spool: Spool, clock: Callable[[], float]) -> None:
-        self.lost = 0
-        self._lost_said = (0, float("-inf"))  # how many, when
-        self._limit = limit
-        self._spool = spool
-        self._clock = clock
-        self._closed = False
-        self._disk = threading.RLock()
-        self._lock = threading.Lock()
-        groups, progress = spool.load(clock())
-        self.bridged = spool.bridged
-        self.stale = bool(groups) and not (spool.holds_rows and spool.save((), progress))
-        self._left = groups if self.stale else []
-        self._groups = deque(groups)
-        end = groups[-1].first + groups[-1].count if groups else progress.delivered
-        self._delivered = max(progress.delivered, groups[0].first) if groups else end
-        self._flight = progress.flight
-        self._loose: deque[tuple[float, Row]] = deque()  # (when it was appended, the row)
-        self._loose_first = end
-        self._saved = end
-        self._forget(self._delivered)
+    def __init__(self, rows: Sequence[Row | Undated], since: float) -> None:
+        self.times = array("d", [row.date if isinstance(row, Row) else row.moment for row in rows])
+        self.dated = isinstance(rows[0], Row)
+        self.since = since
+        self.number: int | None = None
+        self.packed = b""
+        self._inputs: Sequence[Mapping[str, Decimal]] | None = [row.inputs for row in rows]
+
+    @classmethod
+    def from_disk(cls, saved: Saved, since: float) -> "Block":
+        """Make it of what an earlier run left."""
+        block = cls([Row(date, {}) for date in saved.dates], since)
+        block.number, block.packed, block._inputs = saved.number, saved.packed, None
+        return block
+
+    def rows(self) -> list[Row]:
+        """Return the rows of a block that has dates."""
+        inputs = self._inputs
+        if inputs is None:
+            inputs = [json.loads(line, parse_float=Decimal, parse_int=Decimal) for line in unpack(self.packed)]
+        return [Row(int(date), each) for date, each in zip(self.times, inputs, strict=True)]
+
+    def dates(self, ahead: float) -> list[int]:
+        """Return each row's date; where it is not fixed yet, that of a clock that is `ahead` of the monotonic one."""
+        return [int(at) if self.dated else int(at + ahead) for at in self.times]
+
+    def pack(self) -> None:
+        """Put the inputs into the least space, because they wait."""
+        if self._inputs is not None:
+            self.packed, self._inputs = pack(map(inputs_json, self._inputs)), None
+
+
+class Backlog:
+    """The rows of one daemon. Its main thread appends and saves, its delivery thread takes the oldest block.
+
+    keep_s: how long a row may wait, in seconds. The disk makes neither append() nor oldest() wait.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        keep_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._disk = disk
+        self._keep_s = keep_s
+        self._clock, self._wall = clock, wall
+        self._saving = threading.Lock()  # guards the disk, and is taken before _changed
+        self._changed = threading.Condition()
+        now, epoch = clock(), wall()
+        self._blocks = deque(Block.from_disk(saved, now - max(0.0, epoch - saved.since)) for saved in disk.load())
+        self._loose: list[Row | Undated] = []
+        self._since = now  # when the first loose row came
+        self._number = max((block.number or 0 for block in self._blocks), default=0)
+        self._hurry = False
+        self._lost, self._lost_said_at = 0, float("-inf")
 
     def __len__(self) -> int:
         """Count the rows that wait."""
-        return max(0, self._end - self._delivered)  # read without the lock too, by status()
+        with self._changed:
+            return sum(len(block.times) for block in self._blocks) + len(self._loose)
 
-    @property
-    def _end(self) -> int:
-        return self._loose_first + len(self._loose)
+    def append(self, rows: Sequence[Row | Undated]) -> None:
+        """Add new rows, all of one kind."""
+        with self._changed:
+            for row in rows:
+                self._since = self._since if self._loose else self._clock()
+                self._loose.append(row)
+                if len(self._loose) == BLOCK_ROWS:
+                    self._close_block().pack()
+            self._changed.notify()
 
-    def __iter__(self) -> Iterator[Row]:
-        """Go through the rows that wait, oldest first, with few of them unpacked at a time."""
-        for group in self._groups:
-            yield from group.rows()[max(0, self._delivered - group.first) :]
-        yield from [row for _, row in self._loose]
+    def put_back(self, rows: Sequence[Row]) -> None:
+        """Let rows wait again, in front of all others."""
+        if rows:
+            with self._changed:
+                self._blocks.appendleft(Block(rows, self._clock()))
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Add new rows, in order; beyond the limit the oldest go."""
-        now = self._clock()
-        with self._lock:
-            self._loose.extend([(now, row) for row in rows])
-            if (excess := len(self) - self._limit) > 0:
-                self.lost += excess
-                self._forget(self._delivered + excess)
-            if len(self._loose) > MOST_LOOSE:
-                self._pack()
+    def oldest(self, patience: float) -> Block | None:
+        """Return the oldest block as soon as there is a row; None after so many seconds, or after hurry(), without."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._blocks or self._loose or self._hurry, patience)
+            if self._loose and not self._blocks:
+                self._close_block()
+            return self._blocks[0] if self._blocks else None
 
-    def oldest(self, most: int) -> tuple[int, list[Row], Flight | None]:
-        """Return the number of the oldest row, `most` rows from it on, and the post whose fate is unclear.
+    def hurry(self) -> None:
+        """Let nobody wait for a row any more."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify()
 
-        If there is one, the rows are those of that post.
+    def fix_dates(self, block: Block, date: Callable[[float], int]) -> None:
+        """Give the rows of a block their dates, for good, on disk too if it was saved."""
+        with self._saving:
+            if not block.dated:
+                block.times = array("d", map(date, block.times))
+                block.dated = True
+                if block.number is not None:
+                    self._disk.redate(block.number, block.dates(0.0))
+
+    def done(self, block: Block) -> None:
+        """Forget a block: EmonCMS has it, or will not have it."""
+        with self._saving:
+            with self._changed:
+                if self._blocks and self._blocks[0] is block:
+                    self._blocks.popleft()
+            self._forget_on_disk([block])
+
+    def save(self, ahead: float | None, *, now: bool = False) -> None:
+        """Write to disk what has waited for SAVE_AFTER_S, or all of it if `now`, and drop what has waited too long.
+
+        ahead: EmonCMS's clock minus the monotonic one, None if EmonCMS was not heard.
         """
-        with self._lock:
-            if self._flight:
-                most = self._flight.end - self._delivered
-            return self._delivered, list(islice(self, most)), self._flight
+        due = float("inf") if now else self._clock() - SAVE_AFTER_S
+        with self._saving:
+            with self._changed:
+                if self._loose and self._since <= due:
+                    self._close_block()
+                new = [block for block in self._blocks if block.number is None and block.since <= due]
+                for block in new:
+                    block.pack()  # a day of them would take 400 MB loose
+                lost = list(self._beyond_bounds())
+            self._forget_on_disk(lost)
+            self._save([block for block in new if block not in lost], ahead)
+        self._say_losses(sum(len(block.times) for block in lost))
 
-    def left(self, first: int) -> Iterator[Row]:
-        """Go, once, through the rows that an earlier run left, from number `first` on."""
-        left, self._left = self._left, []
-        for group in left:
-            yield from group.rows()[max(0, first - group.first) :]
+    def _save(self, blocks: list[Block], ahead: float | None) -> None:
+        if not blocks:
+            return
+        to_wall = self._wall() - self._clock()
+        saved = [
+            Saved(
+                self._number + i,
+                block.since + to_wall,
+                block.dates(to_wall if ahead is None else ahead),
+                block.packed,
+            )
+            for i, block in enumerate(blocks, 1)
+        ]
+        if self._disk.save(saved):
+            self._number += len(blocks)
+            for block, each in zip(blocks, saved, strict=True):
+                block.number = each.number
 
-    def sent(self, flight: Flight | None, *, at_once: bool = False) -> bool:
-        """Note that rows are under way, before they are; None: they did not arrive for certain.
+    def _close_block(self) -> Block:
+        # An inverter's report may be older than another's that came before it: a post is in order of date.
+        rows = sorted(self._loose, key=lambda row: row.date if isinstance(row, Row) else row.moment)
+        block = Block(rows, self._since)
+        self._blocks.append(block)
+        self._loose = []
+        return block
 
-        False after close(): what is saved as waiting must not be sent any more. `at_once`: False as well if that would
-        take the disk.
-        """
-        if not self._disk.acquire(blocking=not at_once):
-            return False
-        try:
-            if self._closed or (at_once and self._spool.holds_rows):
-                return False
-            with self._lock:
-                self._flight = flight
-            if self._spool.holds_rows and not self._write():
-                # After a kill a file that cannot be brought up to date would send again what is delivered.
-                self._spool.clear()
-                with self._lock:
-                    self._saved = self._delivered
-            return True
-        finally:
-            self._disk.release()
+    def _beyond_bounds(self) -> Iterator[Block]:
+        """Take out the oldest blocks that have waited too long, or are too many bytes together."""
+        oldest = self._clock() - self._keep_s
+        size = sum(len(block.packed) for block in self._blocks)
+        while self._blocks and (self._blocks[0].since < oldest or size > MOST_BYTES):
+            block = self._blocks.popleft()
+            size -= len(block.packed)
+            yield block
 
-    def close(self) -> None:
-        """Save all that waits, for the next run."""
-        with self._disk:
-            self._closed = True
-            self.save(now=True)
+    def _forget_on_disk(self, gone: list[Block]) -> None:
+        saved = [block.number for block in gone if block.number is not None]
+        if saved and not any(block.number is not None for block in self._blocks):
+            self._disk.clear()
+        else:
+            for number in saved:
+                self._disk.delete(number)
 
-    def done(self, end: int) -> None:
-        """Forget the rows before number `end`: EmonCMS has them, or will not have them."""
-        with self._lock:
-            self._flight = None
-            self._forget(end)
-        with self._disk:
-            if self._delivered >= self._saved:
-                self._spool.clear()
-
-    def say_losses(self) -> None:
-        """Log the rows that went beyond the limit: the first at once, then once an hour."""
-        (said, at), lost = self._lost_said, self.lost  # the reader thread may append meanwhile
-        if lost > said and self._clock() - at >= LOSSES_SAID_EVERY_S:
-            _log.warning("the backlog is full: the oldest %d rows are lost (BACKLOG_HOURS)", lost - said)
-            self._lost_said = (lost, self._clock())
-
-    def save(self, *, now: bool = False) -> None:
-        """Write to disk what has waited for SAVE_AFTER_S, or all that waits if `now`."""
-        with self._disk:
-            with self._lock:
-                if self._loose and (now or self._clock() - self._loose[0][0] >= SAVE_AFTER_S):
-                    self._pack()
-                due = len(self) and (now or self._loose_first > self._saved)
-            if due:
-                self._write()
-
-    def _write(self) -> bool:
-        with self._lock:
-            if self._flight and self._flight.end > self._loose_first:
-                self._pack()  # or after a kill nobody knew what was sent
-            since = self._saved if self._spool.holds_rows else self._delivered
-            new = [group for group in self._groups if group.first + group.count > since]
-            end, progress = self._loose_first, Progress(self._delivered, self._flight)
-        saved = self._spool.save(new, progress)
-        with self._lock:
-            if saved:
-                self._saved = max(self._saved, end)
-            elif not self._spool.holds_rows:
-                self._saved = self._delivered  # the file was damaged: all of it is written anew by the next look
-        return saved
-
-    def _pack(self) -> None:
-        if self._loose:
-            self._groups.append(Group.pack(self._loose_first, [row for _, row in self._loose]))
-            self._loose_first += len(self._loose)
-            self._loose.clear()
-
-    def _forget(self, end: int) -> None:
-        self._delivered = max(self._delivered, end)
-        self._saved = max(self._saved, self._delivered)
-        if self._flight and self._flight.end <= self._delivered:
-            self._flight = None
-        while self._groups and self._groups[0].first + self._groups[0].count <= self._delivered:
-            self._groups.popleft()
-        while self._loose and self._loose_first < self._delivered:
-            self._loose.popleft()
-            self._loose_first += 1
+    def _say_losses(self, count: int) -> None:
+        """Log the rows that were dropped: the first at once, then once an hour."""
+        self._lost += count
+        if self._lost and self._clock() - self._lost_said_at >= LOSSES_SAID_EVERY_S:
+            _log.warning("the backlog is full: its oldest %d rows are lost (BACKLOG_HOURS)", self._lost)
+            self._lost, self._lost_said_at = 0, self._clock()

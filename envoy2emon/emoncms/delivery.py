@@ -1,199 +1,167 @@
-"""Backlog -> EmonCMS, one step at a time: what to post, what an answer means, when to try again.
+"""Backlog -> EmonCMS: the oldest block first, until EmonCMS says that it has it.
 
-The law of this file: rows go oldest first, each until EmonCMS acknowledged it; what may have arrived is asked for
-before it is sent again.
+A post that fails may have been applied, in whole or in part, so the next attempt first asks what EmonCMS shows and
+leaves out what is there. The same holds for what an earlier run left: EmonCMS is the record of what was delivered.
 """
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping
 
-from envoy2emon.emoncms.backlog import Backlog
-from envoy2emon.emoncms.dates import Dating, Flight
-from envoy2emon.emoncms.client import Dropped, EmonCMS, Rejected, Unauthorized, Unavailable
-from envoy2emon.rows import Row
-from envoy2emon.emoncms.inquiry import Inquiry
+from envoy2emon.emoncms.backlog import Backlog, Block
+from envoy2emon.emoncms.client import EmonCMS, Rejected, Unauthorized, Unavailable
 from envoy2emon.outage import Outage, duration
+from envoy2emon.rows import Row, not_applied
+
+MOST_WAIT_S = 60.0
+# A worker with nothing to do shows that it is alive.
+IDLE_S = 60.0
+# A server that lost its client goes on applying rows: only two equal answers tell that it has ended.
+ASK_AGAIN_S = 1.0
+# So many rows rejected one after the other are no bad rows: EmonCMS takes none at all (node limit, access).
+MOST_REJECTED = 10
+# So often a row may go again that EmonCMS shows already: one of its processes brings PHP down each time.
+MOST_REPEATED = 10
 
 _log = logging.getLogger(__name__)
 
-# 100 rows with 36 logged inputs keep EmonCMS on a Raspberry Pi busy for 13 s; it closes connections at 60.
-MOST_ROWS = 100
-# 1.2 kB each with 36 inputs, they go into the socket's empty buffer, 16 kB at least (tcp(7)): nobody waits for that.
-MOST_IN_PASSING = 4
-MOST_WAIT_S = 60.0
-# So many rows rejected one after the other are no bad rows: EmonCMS takes none at all (node limit, access).
-MOST_BAD_ROWS = 10
-# Between two questions what became of a post.
-ASK_AGAIN_S = 1.0
-# A date may be late by so much for a flight that took longer to save than the ones before.
-SAVED_SOON_S = 0.1
 
-_NOTHING = threading.Event()  # what a worker waits for that only waits
+class TakesNone(Exception):
+    """EmonCMS rejects every row; the text is its own."""
 
 
 class Delivery:
-    """What is next for one daemon's rows, all of one node.
-
-    It knows nothing of threads: one of them at a time calls it (courier.py).
-    """
+    """The delivery thread: run() is its work. interval: seconds from one post to the next; 0 posts each row at once."""
 
     def __init__(
         self,
         backlog: Backlog,
         emoncms: EmonCMS,
-        dating: Dating,
-        clock: Callable[[], float],
-        jitter: Callable[[], float],
-        wait: Callable[[float], object] = _NOTHING.wait,
+        interval: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        outage: Outage | None = None,
     ) -> None:
-        self.outage = Outage("EmonCMS", MOST_WAIT_S, clock, jitter)
+        self.outage = outage or Outage("EmonCMS", MOST_WAIT_S, clock)
         self._backlog = backlog
         self._emoncms = emoncms
-        self._dating = dating
+        self._interval = interval
         self._clock = clock
-        self._wait = wait
-        self._posted: tuple[list[Row], Flight] | None = None  # sent, its answer not taken yet
-        self._inquiry = Inquiry(dating)
-        self._stale = backlog.stale
-        self._most = MOST_ROWS
-        self._saving = 0.0  # seconds until a flight is saved, as a rule
-        self._bad, self._dropped = 0, False
+        self._stopping = threading.Event()
+        self._in_doubt = len(backlog) > 0
+        self._under_way = 0  # rows that are being posted
+        self._rejected: list[Row] = []  # since a row was accepted last
+        self._takes_none = False
+        self._shown_row: Row | None = None  # goes again, though EmonCMS shows it
+        self._shown_times = 0
 
-    @property
-    def unheard(self) -> float:
-        """How many seconds ago that was posted whose answer nobody has taken yet; 0 if there is none."""
-        return self._clock() - posted[1].sent_at if (posted := self._posted) else 0.0
+    def run(self, turned: Callable[[], None]) -> None:
+        """Deliver until stop(), and what waits then once more."""
+        while True:
+            turned()
+            last = self._stopping.is_set()
+            wait = self.attempt()
+            if last:
+                return
+            self._stopping.wait(wait)
 
-    def step(self) -> float | None:
-        """Do what is next and return the seconds to wait before the next step; None: until there is a row."""
+    def stop(self) -> None:
+        """End run() behind a last post, without waiting for the interval."""
+        self._stopping.set()
+        self._backlog.hurry()
+
+    def attempt(self) -> float:
+        """Do what is next, and return the seconds to wait before the next attempt."""
         try:
-            return self._step()
-        except Dropped as trouble:
-            if self._dropped:  # twice without success between: it was not for idleness
-                return self.outage.fails(str(trouble))
-            self._dropped = True
-            return 0.0
-        except (Unavailable, Rejected) as trouble:  # Rejected: the question what arrived, not a post
-            return self.outage.fails(str(trouble))
+            if self._emoncms.clock.ahead is None:  # nothing is posted, because nothing has a date yet
+                self._emoncms.shown()
+                self.outage.ends()
+            block = self._backlog.oldest(IDLE_S)
+            if block is None:
+                return 0.0
+            began, self._under_way = self._clock(), len(block.times)
+            self._deliver(block)
+        except Unavailable as trouble:
+            return max(self.outage.fails(str(trouble)), self._interval)
         except Unauthorized as trouble:
-            return self.outage.fails(str(trouble), refused=True)
-
-    def in_passing(self) -> bool:
-        """Take an answer that has come, and post what waits; False if step() has to, for it would take waiting."""
-        if not self.heard() or self._stale or self.outage.reason:
-            return False
-        most = min(self._most, MOST_IN_PASSING)
-        first, rows, flight = self._backlog.oldest(most + 1)
-        if flight or len(rows) > most or not self._emoncms.ready():
-            return False
-        return not rows or self._send(first, rows, in_passing=True) is not None
-
-    def heard(self, seconds: float = 0.0) -> bool:
-        """Tell whether what was posted is acknowledged, by an answer that comes within so many seconds."""
-        if self._posted:
-            if not self._emoncms.applied(seconds):
-                return False
-            self._applied(*self._posted)
-        return True
-
-    def _step(self) -> float | None:
-        posted = self._posted
-        if not posted:
-            first, rows, flight = self._backlog.oldest(self._most)
-            if not rows:
-                return None
-            if self._stale:
-                return self._resume(first, rows, flight)
-            if flight:
-                return self._ask(first, rows, flight)
-            self._emoncms.connect()  # before the rows' ages are taken
-            if not (posted := self._send(first, rows)):
-                return MOST_WAIT_S
-        return self._finish(*posted)
-
-    def _send(self, first: int, rows: list[Row], *, in_passing: bool = False) -> tuple[list[Row], Flight] | None:
-        """Begin a post, and note that it is under way before it is; None if that cannot be noted."""
-        self._inquiry.sent()
-        began = self._clock()
-        flight = Flight(first + len(rows), began if in_passing else began + self._saving)
-        if not self._backlog.sent(flight, at_once=in_passing):
-            return None
-        if not in_passing:
-            # EmonCMS is told in whole seconds how late it is: a disk that takes as long as before costs no wait.
-            now = self._clock()
-            self._saving = min(1.0, max(now - began, 0.9 * self._saving))
-            if (early := (flight.sent_at - now) % 1.0) < 1.0 - SAVED_SOON_S:
-                self._wait(early)
-        self._emoncms.send(self._dating.form(rows, flight, self._clock()))
-        self._posted = rows, flight
-        return self._posted
-
-    def _finish(self, rows: list[Row], flight: Flight) -> float:
-        """Wait for the answer to what was posted."""
-        self._posted = None
-        try:
-            self._emoncms.finish()
-        except Rejected as trouble:
-            return self._rejected(rows, flight, str(trouble))
-        except (Unavailable, Unauthorized) as trouble:
-            if not (isinstance(trouble, Unavailable) and trouble.unclear):
-                self._backlog.sent(None)
-            raise
-        return self._applied(rows, flight)
-
-    def _applied(self, rows: list[Row], flight: Flight) -> float:
-        self._posted = None
-        self._inquiry.acknowledged(rows)
-        self._backlog.done(flight.end)
-        self._most = min(MOST_ROWS, self._most * 2)
-        self._bad, self._dropped = 0, False
-        if self.outage.reason:
-            self.outage.ends(f"; {len(rows) + len(self._backlog)} rows waited and are being delivered")
+            return self.outage.refused(str(trouble))
+        except TakesNone as trouble:
+            return self.outage.refused(f"rejects every row ({trouble}): the rows are kept. Has it reached 32 nodes?")
+        finally:
+            self._under_way = 0
+        self._in_doubt = False
+        waited = len(self._backlog)
+        self._backlog.done(block)
+        self.outage.ends(f"; {rows_in_words(waited)} waited and are being delivered")
         self.outage.steady()
-        return 0.0
-
-    def _resume(self, first: int, rows: list[Row], flight: Flight | None) -> float:
-        """Go on behind all that an earlier run had delivered when its disk took no note of it any more."""
-        arrived = self._emoncms.inputs(rows[0].node)
-        self._stale = False
-        end = first + self._dating.resumed(self._backlog.left(first), arrived, bridged=self._backlog.bridged)
-        if end > (flight.end if flight else first):
-            _log.info("EmonCMS: has %d rows already of those that an earlier run saved", end - first)
-            self._backlog.done(end)
-        return 0.0
-
-    def _ask(self, first: int, rows: list[Row], flight: Flight) -> float:
-        """Go on after the last row of an unclear post that EmonCMS has applied."""
-        count = self._inquiry.applied(rows, flight, self._emoncms.inputs(rows[0].node))
-        if count is None:
-            return ASK_AGAIN_S
-        _log.debug("EmonCMS: %d of %d rows need not be sent again", count, len(rows))
-        self._backlog.done(first + count)
-        if not len(self._backlog):
-            self.outage.ends("; all rows had arrived", proved=False)
-        return 0.0
-
-    def _rejected(self, rows: list[Row], flight: Flight, words: str) -> float:
-        """Halve the batch until the bad row is alone, then drop that row."""
-        if len(rows) > 1:
-            self._backlog.sent(replace(flight, answered=True))  # rows before the bad one are applied
-            self._most = len(rows) // 2
-            return 0.0
-        if self._bad >= MOST_BAD_ROWS:
-            self._backlog.sent(None)
-            reason = f"rejects every row ({words}): the rows are kept; see EmonCMS under Setup, Admin"
-            return self.outage.fails(reason, refused=True)
-        self._bad += 1
-        self._backlog.done(flight.end)
-        _log.error("EmonCMS: rejects a row (%s), which is dropped: %s", words, rows[0].text()[:300])
-        return 0.0
+        return max(0.0, began + self._interval - self._clock())
 
     def status(self) -> str:
         """Say how it stands, in words for STATUS=."""
-        posted = self._posted
-        text = f"backlog {len(self._backlog) - (len(posted[0]) if posted else 0)}"
+        waiting = len(self._backlog) - self._under_way
+        text = f"{rows_in_words(waiting)} waiting" if waiting > 0 else "nothing is waiting"
         if self.outage.reason:
-            text += f", for {duration(self.outage.seconds)}: {self.outage.reason}"
+            text += f"; EmonCMS for {duration(self.outage.seconds)}: {self.outage.reason}"
         return text
+
+    def _deliver(self, block: Block) -> None:
+        """Post a block's rows, or those of them that EmonCMS may lack. Raises Unavailable, Unauthorized, TakesNone."""
+        self._backlog.fix_dates(block, self._emoncms.clock.date)
+        rows = block.rows()
+        self._emoncms.clock.given(rows[-1].date)
+        lacking = self._lacking(rows) if self._in_doubt else rows
+        self._in_doubt = True
+        self._post(lacking, rows)
+
+    def _post(self, rows: list[Row], block: list[Row]) -> None:
+        if not rows:
+            return
+        try:
+            self._emoncms.post(rows)
+        except Rejected as trouble:
+            if len(rows) == 1:
+                self._reject(rows[0], str(trouble), block)
+            else:
+                for row in self._lacking(rows):  # those before the bad one are applied
+                    self._post([row], block)
+        else:
+            self._rejected, self._takes_none = [], False
+
+    def _reject(self, row: Row, words: str, block: list[Row]) -> None:
+        """Drop a row that is rejected alone; keep it, and those dropped before it, if EmonCMS takes none."""
+        self._rejected.append(row)
+        if self._takes_none or len(self._rejected) >= MOST_REJECTED:
+            self._takes_none = True
+            self._backlog.put_back([each for each in self._rejected if each not in block])
+            self._rejected = []
+            raise TakesNone(words)
+        _log.error("EmonCMS: rejects a row (%s), which is dropped: %s", words, row.json()[:300])
+
+    def _lacking(self, rows: list[Row]) -> list[Row]:
+        """Ask which of the rows EmonCMS may lack, until it stands still."""
+        before, shown = None, self._emoncms.shown()
+        while (lacking := not_applied(rows, shown)) != before:
+            self._stopping.wait(ASK_AGAIN_S)
+            before, shown = lacking, self._emoncms.shown()
+        return self._without_the_fatal(lacking, shown)
+
+    def _without_the_fatal(self, rows: list[Row], shown: Mapping[str, int]) -> list[Row]:
+        """Leave out a first row that EmonCMS has shown at MOST_REPEATED questions: it is taken as applied."""
+        first = rows[0] if rows else None
+        if first is None or any(shown.get(name) != first.date for name in first.inputs):
+            self._shown_row = None
+        elif first != self._shown_row:
+            self._shown_row, self._shown_times = first, 1
+        elif self._shown_times < MOST_REPEATED:
+            self._shown_times += 1
+        else:
+            _log.error(
+                "EmonCMS: fails each time behind this row, which it shows: the next row follows: %s", first.json()[:300]
+            )
+            return rows[1:]
+        return rows
+
+
+def rows_in_words(count: int) -> str:
+    """Write a number of rows."""
+    return "1 row" if count == 1 else f"{count} rows"

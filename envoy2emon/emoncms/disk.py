@@ -1,0 +1,164 @@
+"""The blocks that wait, on disk: one SQLite file a daemon, there only while blocks wait, for restarts and power cuts.
+
+A disk in trouble never stops the daemon: it is logged once and tried again, and the blocks wait in memory. A file that
+is damaged or not ours is set aside under a new name, never deleted.
+"""
+
+import json
+import logging
+import re
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+_OURS = 0x65326502  # SQLite's application_id: "e2e", layout 2; version 1.0 had another layout
+_LAYOUT = f"""
+    PRAGMA application_id = {_OURS};
+    CREATE TABLE blocks (number INTEGER PRIMARY KEY, since REAL NOT NULL, dates TEXT NOT NULL, packed BLOB NOT NULL);
+"""
+# One row of inputs as rows.inputs_json() writes it; a number has 40 characters at most (gateway/readings.py).
+_INPUTS = re.compile(r'\{"[\w-]{1,80}":-?\d[\d.eE+-]{0,40}(,"[\w-]{1,80}":-?\d[\d.eE+-]{0,40})*\}', re.ASCII)
+# 100 rows of 36 inputs have 130 kB.
+_MOST_UNPACKED = 4 * 1024 * 1024
+_MOST_NUMBER = 2**53
+_DATES = re.compile(r"\[[1-9]\d{0,10}(, [1-9]\d{0,10})*\]", re.ASCII)
+# PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN: the file itself may be good.
+_DISK_TROUBLE = {3, 5, 6, 7, 8, 10, 13, 14}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A block on disk. since: when its first row was appended, epoch s; packed: what pack() made of its inputs."""
+
+    number: int
+    since: float
+    dates: list[int]
+    packed: bytes
+
+
+def pack(inputs: Iterable[str]) -> bytes:
+    """Compress rows' inputs, each a JSON object: names cost nothing then, digits little."""
+    return zlib.compress("\n".join(inputs).encode())
+
+
+def unpack(packed: bytes) -> list[str]:
+    """Return what pack() got. Raises ValueError for anything that it did not make."""
+    unpacker = zlib.decompressobj()
+    try:
+        lines = unpacker.decompress(packed, _MOST_UNPACKED).decode().split("\n")
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if not unpacker.eof or not all(_INPUTS.fullmatch(line) for line in lines):
+        raise ValueError("a block is damaged")
+    return lines
+
+
+class Disk:
+    """The file at `path`, for one thread at a time; None: there is no directory for it."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._in_trouble = False
+
+    def load(self) -> list[Saved]:
+        """Return what an earlier run left, oldest first."""
+        if self._path is None:
+            return []
+        try:
+            if self._path.exists():
+                with closing(self._open(self._path)) as file:
+                    blocks = [_checked(*entry) for entry in file.execute("SELECT * FROM blocks")]
+                    return sorted(blocks, key=lambda block: block.dates[0])
+        except (OSError, sqlite3.Error, ValueError) as error:
+            self._trouble(self._path, error)
+        return []
+
+    def save(self, blocks: Sequence[Saved]) -> bool:
+        """Write blocks in one transaction, in place of those with the same numbers; tell whether the disk has them."""
+        entries = [(block.number, block.since, json.dumps(block.dates), block.packed) for block in blocks]
+        return self._do(lambda file: file.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", entries))
+
+    def redate(self, number: int, dates: Sequence[int]) -> None:
+        """Replace a saved block's dates."""
+        self._do(lambda file: file.execute("UPDATE blocks SET dates = ? WHERE number = ?", (json.dumps(dates), number)))
+
+    def delete(self, number: int) -> None:
+        """Forget a block."""
+        self._do(lambda file: file.execute("DELETE FROM blocks WHERE number = ?", (number,)))
+
+    def clear(self) -> None:
+        """Remove the file, because no block waits in it."""
+        try:
+            if self._path:
+                self._path.unlink(missing_ok=True)
+        except OSError as error:
+            self._say(error)
+
+    def _do(self, work: Callable[[sqlite3.Connection], object]) -> bool:
+        if self._path is None:
+            self._say("there is no state directory")
+            return False
+        try:
+            with closing(self._open(self._path)) as file, file:
+                work(file)
+        except (OSError, sqlite3.Error) as error:
+            self._trouble(self._path, error)
+            return False
+        if self._in_trouble:
+            self._in_trouble = False
+            _log.info("the backlog is saved to %s again", self._path)
+        return True
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = sqlite3.connect(path, timeout=1)
+        try:
+            _lay_out(file)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _trouble(self, path: Path, error: Exception) -> None:
+        """Say what is wrong with the disk, or set the file aside if it is the file that is wrong."""
+        if isinstance(error, OSError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_TROUBLE:
+            self._say(error)
+            return
+        aside = path.with_name(f"{path.name}.set-aside-{time.time():.0f}")
+        try:
+            path.rename(aside)
+        except OSError as trouble:
+            self._say(trouble)
+        else:
+            _log.warning("the saved backlog %s cannot be read (%s): it is now %s", path, error, aside.name)
+
+    def _say(self, trouble: object) -> None:
+        if not self._in_trouble:
+            self._in_trouble = True
+            _log.warning("the backlog cannot be saved (%s): rows wait in memory only", trouble)
+
+
+def _lay_out(file: sqlite3.Connection) -> None:
+    """Make sure that a file has our layout. Raises DatabaseError if it is somebody else's."""
+    if file.execute("PRAGMA application_id").fetchone() != (_OURS,):
+        if file.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+            raise sqlite3.DatabaseError("it is another program's, or another version's")
+        file.executescript(_LAYOUT)
+
+
+def _checked(number: object, since: object, dates: object, packed: object) -> Saved:
+    """Make a block of what the file holds. Raises ValueError for whatever does not fit."""
+    if not (isinstance(number, int) and 0 < number < _MOST_NUMBER and isinstance(since, float)):
+        raise ValueError("a block's number or time is damaged")
+    if not (isinstance(dates, str) and _DATES.fullmatch(dates) and isinstance(packed, bytes)):
+        raise ValueError("a block's dates are damaged")
+    block = Saved(number, since, json.loads(dates), packed)
+    if len(unpack(packed)) != len(block.dates):
+        raise ValueError("a block lacks rows")
+    return block
