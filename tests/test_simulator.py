@@ -1,4 +1,4 @@
-"""The simulated Envoy is like a gateway: clients of others can use it, and it refuses what a gateway refuses."""
+"""The simulated gateway is like a gateway: clients of others can use it, and it refuses what a gateway refuses."""
 
 import asyncio
 import json
@@ -11,101 +11,171 @@ import requests
 from pyenphase import Envoy, EnvoyData
 from requests.auth import HTTPDigestAuth
 
+from envoy2emon.demo import site
 from envoy2emon.demo.gateway import Answer, Request, SimulatedEnvoy, make_token
 from envoy2emon.demo.site import THREE_PHASE_EVENT
 from tests import fixtures
-from tests.certificates import Certificate, self_signed
-from tests.enlighten import Enlighten
+from tests.certificates import Certificate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 STREAM, INVERTERS, REPORTS = "/stream/meter", "/api/v1/production/inverters", "/ivp/meters/reports/"
-TIMEOUT = 10
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """Return one gateway's certificate."""
-    return self_signed("122112345678", tmp_path_factory.mktemp("certificate"))
+METERS, READINGS, PRODUCTION = "/ivp/meters", "/ivp/meters/readings", "/production.json?details=1"
+METERED = [firmware for firmware in fixtures.FIRMWARES if firmware != "R3.9.36"]
 
 
 @pytest.fixture
 def envoy(certificate: Certificate) -> Iterator[SimulatedEnvoy]:
-    """Serve a simulated Envoy of firmware D5.0.62 that can be upgraded."""
+    """Serve a simulated gateway of firmware D5.0.62 that can be upgraded."""
     with SimulatedEnvoy(tls=certificate.context) as simulated:
         yield simulated
 
 
-def get(envoy: SimulatedEnvoy, path: str, user: str = "installer", password: str | None = None) -> requests.Response:
-    """Ask by digest, firmware < 7."""
-    auth = HTTPDigestAuth(user, password or {"installer": envoy.password, "envoy": envoy.serial[-6:]}[user])
-    return requests.get(f"http://{envoy.host}{path}", auth=auth, timeout=TIMEOUT, stream=path == STREAM)
+def ask(envoy: SimulatedEnvoy, path: str, credentials: str = "", user: str = "", **more: Any) -> requests.Response:  # noqa: ANN401
+    """Ask as the firmware wants it: with a password, the installer's if none is given, or a token, an owner's."""
+    more |= {"timeout": 10, "stream": path == STREAM}
+    if envoy.token_based:
+        headers = {"Authorization": f"Bearer {credentials or token(envoy, user or 'owner')}"}
+        return requests.get(f"https://{envoy.host}{path}", headers=headers, verify=False, **more)
+    auth = HTTPDigestAuth(user or "installer", credentials or envoy.password)
+    return requests.get(f"http://{envoy.host}{path}", auth=auth, **more)
 
 
-def get_secure(envoy: SimulatedEnvoy, path: str, token: str = "", **kwargs: Any) -> requests.Response:  # noqa: ANN401
-    """Ask with a token, firmware >= 7."""
-    headers = {"Authorization": f"Bearer {token or owner_token(envoy)}"}
-    url = f"https://{envoy.host}{path}"
-    return requests.get(url, headers=headers, verify=False, timeout=TIMEOUT, stream=path == STREAM, **kwargs)
-
-
-def owner_token(envoy: SimulatedEnvoy, user: str = "owner", lifetime: float = 86_400) -> str:
+def token(envoy: SimulatedEnvoy, user: str = "owner", lifetime: float = 86_400) -> str:
     """Make a token for this gateway."""
     return make_token(envoy.serial, time.time() + lifetime, user)
 
 
-async def read_by_pyenphase(host: str, **credentials: str) -> EnvoyData:
+def read_by_pyenphase(envoy: SimulatedEnvoy) -> EnvoyData:
     """Log in and read everything, as Home Assistant does."""
-    client = Envoy(host)
-    try:
-        await client.setup()
-        await client.authenticate(**credentials)
-        return await client.update()
-    finally:
-        await client.close()
+
+    async def read() -> EnvoyData:
+        client = Envoy(envoy.host)
+        try:
+            await client.setup()
+            await client.authenticate(username="envoy", password="", token=token(envoy) if envoy.token_based else None)
+            return await client.update()
+        finally:
+            await client.close()
+
+    return asyncio.run(read())
 
 
-@pytest.mark.parametrize("firmware", ["D5.0.62", "R3.9.36"])
-def test_pyenphase_below_7(envoy: SimulatedEnvoy, firmware: str) -> None:
-    """A client that others wrote logs in by digest and reads inverters, and meters where there are any."""
+def watts(envoy: SimulatedEnvoy, section: str) -> float:
+    """Add up what the stream says of a section."""
+    return sum(float(phase["p"]) for phase in json.loads(envoy.event)[section].values())
+
+
+@pytest.mark.parametrize("firmware", fixtures.FIRMWARES)
+def test_pyenphase_reads_it(envoy: SimulatedEnvoy, firmware: str) -> None:
+    """A client that others wrote logs in and reads the inverters, and meters and totals where there are meters."""
     fixtures.load(envoy, firmware)
-    data = asyncio.run(read_by_pyenphase(envoy.host, username="envoy", password=""))
-    assert {serial: unit.last_report_watts for serial, unit in data.inverters.items()} == {
-        unit["serialNumber"]: unit["lastReportWatts"] for unit in envoy.inverters
+    data = read_by_pyenphase(envoy)
+    assert {serial: (unit.last_report_watts, unit.last_report_date) for serial, unit in data.inverters.items()} == {
+        unit["serialNumber"]: (unit["lastReportWatts"], unit["lastReportDate"]) for unit in envoy.inverters
     }
-    if not envoy.metered:
+    if firmware == "R3.9.36":
         assert not data.ctmeters
         return
-    production = json.loads(envoy.event)["production"]
-    meter, second_phase = data.ctmeters["production"], data.ctmeters_phases["production"]["L2"]
-    assert meter
-    assert meter.active_power == round(sum(phase["p"] for phase in production.values()))
-    assert second_phase
-    assert second_phase.voltage == production["ph-b"]["v"]
+    for section in ("production", "net-consumption"):
+        meter = data.ctmeters[section]
+        assert meter
+        assert meter.active_power == round(watts(envoy, section))
+    totals = data.system_production, data.system_consumption, data.system_net_consumption
+    assert [total and total.watts_now for total in totals] == [
+        round(watts(envoy, section)) for section in ("production", "total-consumption", "net-consumption")
+    ]
+    phases = [phase for phase, values in json.loads(envoy.event)["production"].items() if values["v"]]
+    if len(phases) > 1:
+        second = data.ctmeters_phases["production"]["L2"]
+        assert second
+        assert second.voltage == json.loads(envoy.event)["production"]["ph-b"]["v"]
 
 
-@pytest.mark.parametrize("firmware", ["D7.0.88", "D7.6.175", "D8.3.6086"])
-def test_pyenphase_from_7_on(envoy: SimulatedEnvoy, firmware: str) -> None:
-    """A client that others wrote logs in by token over TLS and reads inverters and meters."""
+@pytest.mark.parametrize("firmware", METERED)
+def test_all_answers_tell_of_the_same_watts(envoy: SimulatedEnvoy, firmware: str) -> None:
+    """Reports, meters, readings and /production.json are those of the stream: sections, phases, watts."""
     fixtures.load(envoy, firmware)
-    data = asyncio.run(read_by_pyenphase(envoy.host, token=owner_token(envoy)))
-    assert {serial: unit.last_report_date for serial, unit in data.inverters.items()} == {
-        unit["serialNumber"]: unit["lastReportDate"] for unit in envoy.inverters
-    }
-    net = json.loads(envoy.event)["net-consumption"]
-    meter = data.ctmeters["net-consumption"]
-    assert meter
-    assert meter.active_power == round(sum(phase["p"] for phase in net.values()))
-    assert Request(envoy.requests[1].at, "GET", "/auth/check_jwt", 200, "owner") == envoy.requests[1]
+    event = json.loads(envoy.event)
+    reports = {report["reportType"]: report for report in ask(envoy, REPORTS).json()}
+    assert reports.keys() == event.keys()
+    entries = ask(envoy, PRODUCTION).json()
+    shown = {entry.get("measurementType"): entry for name in entries for entry in entries[name]}
+    assert "lines" not in ask(envoy, "/production.json").text
+    for section, phases in event.items():
+        used = [phase["p"] for phase in phases.values() if phase["v"]]
+        assert [line["actPower"] for line in reports[section]["lines"]][: len(used)] == used
+        assert [line["wNow"] for line in shown[section]["lines"]][: len(used)] == used
+        assert shown[section]["activeCount"] == 1
+    kinds = {meter["eid"]: meter for meter in ask(envoy, METERS).json()}
+    assert [meter["measurementType"] for meter in kinds.values()] == ["production", "net-consumption"]
+    for reading in ask(envoy, READINGS).json():
+        meter = kinds[reading["eid"]]
+        lines = reports[meter["measurementType"]]["lines"]
+        assert [channel["activePower"] for channel in reading["channels"]] == [line["actPower"] for line in lines]
+        assert meter["phaseCount"] == len(lines)
 
 
-@pytest.mark.parametrize("path", [STREAM, INVERTERS])
-def test_wrong_password(envoy: SimulatedEnvoy, path: str) -> None:
-    """A wrong password is refused with a fresh challenge, in the words on record."""
-    answer = get(envoy, path, password="wrong")
-    assert answer.status_code == 401
-    assert answer.headers["Connection"] == "close"
-    assert answer.headers["WWW-Authenticate"].startswith('Digest qop="auth", realm="enphaseenergy.com", nonce="')
-    assert envoy.open_streams == 0
+@pytest.mark.parametrize("name", ["ivp_meters_reports.json", "inverters.json"])
+@pytest.mark.parametrize("firmware", ["D7.0.88", "D7.6.175", "D8.3.6086"])
+def test_answers_have_the_names_on_record(firmware: str, name: str) -> None:
+    """What it makes up itself has the same names as what gateways sent."""
+    recorded = json.loads(fixtures.text(firmware, name))[0]
+    made = {"ivp_meters_reports.json": site.reports(THREE_PHASE_EVENT, 1), "inverters.json": site.inverters(2, 1)}
+    assert made[name][0].keys() == recorded.keys()
+    assert made[name][0].get("lines", [{}])[0].keys() == recorded.get("lines", [{}])[0].keys()
+
+
+def test_a_meter_that_is_off(envoy: SimulatedEnvoy) -> None:
+    """A meter that is off says so and goes on measuring; clients of others leave it out."""
+    envoy.meters = site.meters(envoy.reports, off={"net-consumption"})
+    states = {meter["measurementType"]: meter["state"] for meter in ask(envoy, METERS).json()}
+    assert states == {"production": "enabled", "net-consumption": "disabled"}
+    consumption = ask(envoy, PRODUCTION).json()["consumption"]
+    assert [(entry["activeCount"], entry["wNow"]) for entry in consumption] == [
+        (0, pytest.approx(watts(envoy, section))) for section in ("total-consumption", "net-consumption")
+    ]
+    data = read_by_pyenphase(envoy)
+    assert data.ctmeters.keys() == {"production"}
+    assert data.system_consumption is None
+
+
+def test_other_meters(envoy: SimulatedEnvoy) -> None:
+    """Storage, backfeed and the like have meters of their own; without net-consumption total-consumption has one."""
+    event = json.loads(THREE_PHASE_EVENT)
+    event |= {key: {"ph-a": {"p": -2580.0, "v": 230.0}} for key in ("storage", "backfeed", "load", "evse", "pv3p")}
+    envoy.reports = site.reports(json.dumps(event), int(time.time()))
+    storage = read_by_pyenphase(envoy).ctmeters["storage"]
+    assert storage
+    assert storage.active_power == -2580
+    envoy.reports = [report for report in envoy.reports if report["reportType"] != "net-consumption"]
+    meters = ask(envoy, METERS).json()
+    assert [meter["measurementType"] for meter in meters] == [name for name in event if name != "net-consumption"]
+    assert len({meter["eid"] for meter in meters}) == len(meters)
+    assert [meter["phaseMode"] for meter in meters] == ["three"] * 2 + ["single"] * 5
+
+
+def test_ac_batteries_are_no_production(envoy: SimulatedEnvoy) -> None:
+    """An AC battery is in the list of inverters, and in /production.json under storage."""
+    envoy.inverters[0] |= {"devType": site.AC_BATTERY, "lastReportWatts": 99}
+    panels = sum(unit["lastReportWatts"] for unit in envoy.inverters[1:])
+    assert ask(envoy, "/api/v1/production").json()["wattsNow"] == panels
+    entries = ask(envoy, PRODUCTION).json()
+    assert [(entry["activeCount"], entry["wNow"]) for entry in (entries["production"][0], entries["storage"][0])] == [
+        (11, panels),
+        (1, 99),
+    ]
+
+
+@pytest.mark.parametrize(("firmware", "imeter"), [("R3.9.36", ""), ("D5.0.62", "false"), ("D7.6.175", "false")])
+def test_no_meters(envoy: SimulatedEnvoy, firmware: str, imeter: str) -> None:
+    """Firmware 3 knows no meters; later gateways without meters say so in /info, and their list is empty."""
+    envoy.upgrade(firmware)
+    envoy.metered = None if firmware.startswith("R3.") else False
+    info = ask(envoy, "/info").text
+    assert ("<imeter>" in info, f"<imeter>{imeter}</imeter>" in info) == (bool(imeter), bool(imeter))
+    assert [ask(envoy, path).status_code for path in (STREAM, REPORTS)] == [404, 404]
+    assert ask(envoy, METERS).text == ("[]" if imeter else "")
+    assert not read_by_pyenphase(envoy).ctmeters
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -113,8 +183,7 @@ def test_wrong_password(envoy: SimulatedEnvoy, path: str) -> None:
 def test_stream(envoy: SimulatedEnvoy, newline: str, *, chunked: bool) -> None:
     """The installer's password opens the stream; its bytes are as they were given, in either framing."""
     envoy.chunked, envoy.newline = chunked, newline
-    with get(envoy, STREAM) as answer:
-        assert answer.status_code == 200
+    with ask(envoy, STREAM) as answer:
         assert answer.headers["Content-Type"] == "text/event-stream"
         assert ("Transfer-Encoding" in answer.headers) is chunked
         envoy.wait_for_stream()
@@ -128,75 +197,78 @@ def test_stream(envoy: SimulatedEnvoy, newline: str, *, chunked: bool) -> None:
 
 def test_client_leaves(envoy: SimulatedEnvoy) -> None:
     """A client that leaves is noticed though no event comes."""
-    with get(envoy, STREAM):
+    with ask(envoy, STREAM):
         envoy.wait_for_stream()
     envoy.wait_for(lambda: envoy.open_streams == 0)
 
 
-def test_envoy_user(envoy: SimulatedEnvoy) -> None:
-    """User envoy reads the inverters with the last six digits, where the firmware lets it, and never the stream."""
-    assert get(envoy, INVERTERS, "envoy").json() == envoy.inverters
-    assert get(envoy, STREAM, "envoy").status_code == 401
+def test_source(certificate: Certificate) -> None:
+    """A source's events go to the stream, and the reports tell the same."""
+    values = iter(range(1, 1_000_000))
+
+    def event() -> str:
+        return THREE_PHASE_EVENT.replace('"p":54.745', f'"p":{next(values)}')
+
+    simulated = SimulatedEnvoy("D7.0.88", tls=certificate.context, source=event, interval=0.02)
+    with simulated, ask(simulated, STREAM) as answer:
+        data = answer.raw.read1()
+        first = json.loads(data.partition(b"\n")[0].removeprefix(b"data: "))["production"]["ph-a"]["p"]
+        report = ask(simulated, REPORTS).json()[0]
+        assert report["lines"][0]["actPower"] >= first
+        assert abs(report["createdAt"] - time.time()) < 5
+
+
+def test_digest(envoy: SimulatedEnvoy) -> None:
+    """User envoy reads the inverters, where the firmware lets it, and not the stream; a wrong password nothing."""
+    digits = envoy.serial[-6:]
+    assert ask(envoy, INVERTERS, digits, "envoy").json() == envoy.inverters
+    assert ask(envoy, STREAM, digits, "envoy").status_code == 401
     envoy.digest.envoy_reads_inverters = False
-    assert get(envoy, INVERTERS, "envoy").status_code == 401
-    assert get(envoy, INVERTERS, "installer").json() == envoy.inverters
+    assert ask(envoy, INVERTERS, digits, "envoy").status_code == 401
+    refusal = ask(envoy, STREAM, "wrong")
+    assert (refusal.status_code, refusal.headers["Connection"], envoy.open_streams) == (401, "close", 0)
+    assert refusal.headers["WWW-Authenticate"].startswith('Digest qop="auth", realm="enphaseenergy.com", nonce="')
 
 
 def test_nonce(envoy: SimulatedEnvoy) -> None:
-    """A nonce is good for so many requests, then it is stale; an answer to it cannot be sent twice."""
+    """A nonce is good for so many requests, then it is stale; an answer to it is good once, and for one path."""
     envoy.digest.nonce_uses = 2
     auth = HTTPDigestAuth("installer", envoy.password)
-    answers = [requests.get(f"http://{envoy.host}{INVERTERS}", auth=auth, timeout=TIMEOUT) for _ in range(4)]
-    assert [answer.status_code for answer in answers] == [200] * 4
+    answers = [requests.get(f"http://{envoy.host}{INVERTERS}", auth=auth, timeout=10) for _ in range(4)]
     assert [request.status for request in envoy.requests] == [401, 200, 200, 401, 200, 200]
-    again = {"Authorization": answers[-1].request.headers["Authorization"]}
-    assert requests.get(f"http://{envoy.host}{INVERTERS}", headers=again, timeout=TIMEOUT).status_code == 401
+    again = {"Authorization": str(answers[2].request.headers["Authorization"])}
+    other = {"Authorization": again["Authorization"].replace("nc=00000001", "nc=00000003")}
+    envoy.digest.nonce_uses = None
+    for path, headers in ((INVERTERS, again), (INVERTERS, other), (REPORTS, other)):
+        assert requests.get(f"http://{envoy.host}{path}", headers=headers, timeout=10).status_code == 401
 
 
-def test_authorization_is_for_one_path(envoy: SimulatedEnvoy) -> None:
-    """An Authorization header made for one path does not open another."""
-    made = get(envoy, INVERTERS).request.headers["Authorization"].replace("nc=00000001", "nc=00000002")
-    for path in (INVERTERS, REPORTS):
-        answer = requests.get(f"http://{envoy.host}{path}", headers={"Authorization": made}, timeout=TIMEOUT)
-        assert answer.status_code == 401
-
-
-def test_garbage_challenge(envoy: SimulatedEnvoy) -> None:
-    """R3.9.36 answers bad credentials with a WWW-Authenticate that is no challenge."""
+def test_firmware_3(envoy: SimulatedEnvoy) -> None:
+    """R3.9.36 answers bad credentials with a garbled challenge; R/D3.18 resets a connection kept after 401."""
     fixtures.load(envoy, "R3.9.36")
-    assert "Digest" not in get(envoy, INVERTERS, password="wrong").headers["WWW-Authenticate"]
-    assert get(envoy, INVERTERS).json() == envoy.inverters
-    assert get(envoy, STREAM).status_code == 404
-
-
-def test_reset_after_401(envoy: SimulatedEnvoy) -> None:
-    """R/D3.18 resets a kept-alive connection after the 401."""
+    assert "Digest" not in ask(envoy, INVERTERS, "wrong").headers["WWW-Authenticate"]
+    assert ask(envoy, INVERTERS).json() == envoy.inverters
     envoy.reset_after_401 = True
     with pytest.raises(requests.ConnectionError):
-        get(envoy, INVERTERS)
-    assert [request.status for request in envoy.requests] == [401]
+        ask(envoy, INVERTERS)
 
 
 def test_upgrade_while_running(envoy: SimulatedEnvoy) -> None:
     """An upgrade keeps host and port: the stream ends, digest and HTTP are gone, tokens and TLS are there."""
-    with get(envoy, STREAM) as answer:
+    assert "web-tokens" not in requests.get(f"http://{envoy.host}/info", timeout=10).text
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"https://{envoy.host}/info", timeout=10)
+    with ask(envoy, STREAM) as answer:
         envoy.wait_for_stream()
         envoy.upgrade("D8.3.6086")
         with pytest.raises(requests.exceptions.ChunkedEncodingError):
             list(answer.iter_content(None))
-    assert b"<web-tokens>true</web-tokens>" in get_secure(envoy, "/info").content
+    assert b"<web-tokens>true</web-tokens>" in ask(envoy, "/info").content
     with pytest.raises(requests.ConnectionError):
-        requests.get(f"http://{envoy.host}/info", timeout=TIMEOUT)
+        requests.get(f"http://{envoy.host}/info", timeout=10)
     envoy.redirects = True
-    answer = requests.get(f"http://{envoy.host}/info", timeout=TIMEOUT, allow_redirects=False)
+    answer = requests.get(f"http://{envoy.host}/info", timeout=10, allow_redirects=False)
     assert (answer.status_code, answer.headers["Location"]) == (301, "https://localhost")
-
-
-def test_no_tls_below_7(envoy: SimulatedEnvoy) -> None:
-    """Below firmware 7 there is no TLS, and /info has no web-tokens."""
-    with pytest.raises(requests.ConnectionError):
-        get_secure(envoy, "/info")
-    assert "web-tokens" not in requests.get(f"http://{envoy.host}/info", timeout=TIMEOUT).text
 
 
 @pytest.mark.parametrize(
@@ -211,106 +283,49 @@ def test_no_tls_below_7(envoy: SimulatedEnvoy) -> None:
 def test_who_reads_the_stream(envoy: SimulatedEnvoy, firmware: str, user: str, status: int) -> None:
     """Installers read the stream always, owners on D7.0.88 and D8.3.6086; the refusal is HTML without a challenge."""
     fixtures.load(envoy, firmware)
-    with get_secure(envoy, STREAM, owner_token(envoy, user)) as answer:
-        assert answer.status_code == status
-        assert "WWW-Authenticate" not in answer.headers
+    with ask(envoy, STREAM, user=user) as answer:
+        assert (answer.status_code, "WWW-Authenticate" in answer.headers) == (status, False)
         assert answer.headers["Content-Type"] == ("text/html" if status == 401 else "text/event-stream")
-    assert get_secure(envoy, REPORTS).json() == envoy.reports
+    assert ask(envoy, REPORTS, user=user).json() == envoy.reports
 
 
-def test_bad_tokens(envoy: SimulatedEnvoy) -> None:
-    """A token that is expired, for another gateway, revoked, or none at all is refused."""
+def test_tokens_and_sessions(envoy: SimulatedEnvoy) -> None:
+    """Bad tokens are refused; a session's cookie is enough, one too many is answered 503, a restart ends all."""
     envoy.upgrade("D7.6.175")
-    revoked = owner_token(envoy)
+    revoked = token(envoy)
     envoy.tokens.refused.add(revoked)
-    expired, foreign = owner_token(envoy, lifetime=-1), make_token("122199999999", time.time() + 60)
-    for token in (expired, foreign, revoked, "a.b.c", "nonsense"):
-        assert get_secure(envoy, "/auth/check_jwt", token).status_code == 401
-
-
-def test_sessions(envoy: SimulatedEnvoy) -> None:
-    """check_jwt gives a session whose cookie is enough; one too many is answered 503, a restart ends all."""
-    envoy.upgrade("D7.6.175")
+    foreign = make_token("122199999999", time.time() + 60)
+    for bad in (token(envoy, lifetime=-1), foreign, revoked, "a.b.c", "nonsense"):
+        assert ask(envoy, "/auth/check_jwt", bad).status_code == 401
     envoy.tokens.max_sessions = 1
-    first = get_secure(envoy, "/auth/check_jwt")
+    first = ask(envoy, "/auth/check_jwt")
     assert "<h2>Valid token.</h2>" in first.text
+    assert envoy.requests[-1] == Request(envoy.requests[-1].at, "GET", "/auth/check_jwt", 200, "owner")
     cookies = {"sessionId": first.cookies["sessionId"]}
-    assert get_secure(envoy, "/auth/check_jwt").status_code == 503
-    assert get_secure(envoy, INVERTERS, "no token", cookies=cookies).status_code == 200
-    assert get_secure(envoy, "/auth/check_jwt", cookies=cookies).cookies["sessionId"] == cookies["sessionId"]
+    assert ask(envoy, "/auth/check_jwt").status_code == 503
+    assert ask(envoy, INVERTERS, "no token", cookies=cookies).status_code == 200
+    assert ask(envoy, "/auth/check_jwt", cookies=cookies).cookies["sessionId"] == cookies["sessionId"]
     envoy.upgrade("D7.6.175")
-    assert get_secure(envoy, INVERTERS, "no token", cookies=cookies).status_code == 401
+    assert ask(envoy, INVERTERS, "no token", cookies=cookies).status_code == 401
 
 
-def test_canned_answers(envoy: SimulatedEnvoy) -> None:
-    """A canned answer takes the place of everything else, its Content-Type may be missing."""
+def test_given_answers(envoy: SimulatedEnvoy) -> None:
+    """An answer that is given takes the place of everything else, and its Content-Type may be missing."""
     envoy.answers["/info"] = Answer(200, "<envoy_info/>", None)
-    answer = requests.get(f"http://{envoy.host}/info", timeout=TIMEOUT)
+    answer = requests.get(f"http://{envoy.host}/info", timeout=10)
     assert (answer.text, "Content-Type" in answer.headers) == ("<envoy_info/>", False)
     envoy.inverters = "[]"
-    assert get(envoy, INVERTERS).text == "[]"
-
-
-def test_source(certificate: Certificate) -> None:
-    """A source's events go to the stream, and the reports tell the same."""
-    values = iter(range(1, 1_000_000))
-
-    def event() -> str:
-        return THREE_PHASE_EVENT.replace('"p":54.745', f'"p":{next(values)}')
-
-    simulated = SimulatedEnvoy("D7.0.88", tls=certificate.context, source=event, interval=0.02)
-    with simulated, get_secure(simulated, STREAM) as answer:
-        data = answer.raw.read1()
-        watts = json.loads(data.partition(b"\n")[0].removeprefix(b"data: "))["production"]["ph-a"]["p"]
-        report = get_secure(simulated, REPORTS).json()[0]
-        assert (report["reportType"], len(report["lines"])) == ("production", 3)
-        assert report["lines"][0]["actPower"] >= watts
-        assert abs(report["createdAt"] - time.time()) < 5
+    assert ask(envoy, INVERTERS).text == "[]"
 
 
 def test_same_port_after_a_restart() -> None:
     """A gateway that was off comes back at the same address."""
     envoy = SimulatedEnvoy()
+    hosts = set()
     for _ in range(2):
         with envoy:
-            assert requests.get(f"http://{envoy.host}/info", timeout=TIMEOUT).status_code == 200
+            hosts.add(envoy.host)
+            assert requests.get(f"http://{envoy.host}/info", timeout=10).status_code == 200
         with pytest.raises(requests.ConnectionError):
-            requests.get(f"http://{envoy.host}/info", timeout=TIMEOUT)
-    assert len({envoy.host}) == 1
-    assert envoy.connections == 2
-
-
-@pytest.mark.parametrize("firmware", fixtures.FIRMWARES)
-def test_fixtures(firmware: str) -> None:
-    """Fixtures hold together: p_total = p_production + p_net, and no serial number twice."""
-    serials = [unit["serialNumber"] for unit in fixtures.inverters(firmware)]
-    assert len(set(serials)) == len(serials)
-    for text in fixtures.events(firmware) if firmware != "R3.9.36" else ():
-        event = json.loads(text)
-        for phase, total in event["total-consumption"].items():
-            assert total["p"] == pytest.approx(event["production"][phase]["p"] + event["net-consumption"][phase]["p"])
-
-
-def test_enlighten() -> None:
-    """A login with the right password gives a session, and the session a token; every refusal is as on record."""
-    with Enlighten() as enlighten:
-
-        def login(password: str) -> requests.Response:
-            form = {"user[email]": enlighten.email, "user[password]": password}
-            return requests.post(enlighten.login_url, data=form, timeout=TIMEOUT)
-
-        session = login(enlighten.password).json()["session_id"]
-        wanted = {"session_id": session, "serial_num": "122112345678", "username": enlighten.email}
-        token = requests.post(enlighten.token_url, json=wanted, timeout=TIMEOUT).text
-        assert token == enlighten.tokens[0]
-        assert (
-            requests.post(enlighten.token_url, json={**wanted, "session_id": "x"}, timeout=TIMEOUT).status_code == 401
-        )
-        assert login("wrong").status_code == 401
-        enlighten.mfa = True
-        assert login(enlighten.password).json() == {"success": True, "isBlocked": False}
-        enlighten.blocked = True
-        assert login(enlighten.password).json() == {"success": False, "isBlocked": True}
-        enlighten.statuses["/login/login.json"] = 503
-        assert login(enlighten.password).status_code == 503
-        assert enlighten.logins == [200, 401, 200, 200, 503]
+            requests.get(f"http://{envoy.host}/info", timeout=10)
+    assert (len(hosts), envoy.connections) == (1, 2)
