@@ -1,7 +1,6 @@
-"""A solar day at a three-phase house, as its Envoy's meters would tell it; for `envoy2emon demo`.
+"""A solar day at a house with three phases, as its meters would tell it; for `envoy2emon demo`.
 
-The law of this file: the sections add up as in every recorded event (consumption = production + net), and at night the
-production meters tell of about nothing.
+The sections add up as in every recorded event (consumption = production + net), and at night production is about zero.
 """
 
 import json

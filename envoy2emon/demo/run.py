@@ -1,7 +1,7 @@
-"""`envoy2emon demo`: everything at work, without an Envoy, an EmonCMS or settings.
+"""`envoy2emon demo`: everything at work without a gateway, an EmonCMS or settings.
 
-The law of this file: both daemons run as they do in earnest, as processes with a `.env`; only their neighbours are
-simulated, by the same code that the tests use.
+Both daemons run as they do in earnest, as processes with a `.env`; only their neighbours are simulated, by the same
+code that the tests use.
 """
 
 import errno
@@ -18,29 +18,29 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from envoy2emon import settings
-from envoy2emon.live import http as live_http
 from envoy2emon.demo.day import Day
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import inverters
-from envoy2emon.demo.emoncms import StandInEmonCMS
+from envoy2emon.live import http as live_http
 
 # A day passes in four minutes; it begins at breakfast.
 HOURS_A_SECOND = 24 / 240
 FIRST_HOUR = 7.0
-DEFAULT_PORT = 8080
+DEFAULT_PAGE = "127.0.0.1:8080"
+ANY_PORT = "127.0.0.1:0"
 KEPT_ROWS = 1000
 # 80 columns wide at most, as terminals are.
-_HEAD = "  time  generating  consuming      nett  prod_ph-a_wNow  cons_ph-a_wNow    rows"
-
+_HEAD = "  time  production  consumption       net  prod_ph-a_wNow  cons_ph-a_wNow   rows"
 _ALL_ADDRESSES = ("0.0.0.0", "[::]")  # noqa: S104 - listened on only if the user says so
 
 
-def run(seconds: float | None, listen: str | None, port: int = DEFAULT_PORT) -> int:
-    """Show it for so many seconds, or until Ctrl-C, and return 0; 1 if a daemon ends, 2 if an argument does not do.
+def run(seconds: float | None, listen: str | None) -> int:
+    """Show it for so many seconds, or until Ctrl-C, and return 0; 1 if a daemon ends, 2 for a wrong argument.
 
-    listen: where the page is; else it is at this port of 127.0.0.1, or at another one if that is taken.
+    listen: HOST:PORT of the page; None takes port 8080 of 127.0.0.1, or another one if that is taken.
     """
-    stop: SimpleQueue[None] = SimpleQueue()  # an Event would not do: its lock is not for a signal's handler
+    stop: SimpleQueue[None] = SimpleQueue()  # not an Event, whose lock the main thread may hold when a signal comes
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in step with the daemons' log, through a pipe too
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -49,13 +49,13 @@ def run(seconds: float | None, listen: str | None, port: int = DEFAULT_PORT) -> 
         print("envoy2emon demo: expected more than 0 seconds", file=sys.stderr)
         return 2
     try:
-        page = _page(settings.listen(listen)) if listen is not None else _free_page(port)
+        page = _default_page() if listen is None else _page(settings.listen(listen))
     except settings.NotValid as expected:
         print(f"envoy2emon demo: expected {expected}", file=sys.stderr)
         return 2
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        cure = "HOST must be an address of this computer (0.0.0.0: all), PORT one that no program holds"
+        cure = "HOST must be an address of this computer (0.0.0.0: all), PORT one that no program uses"
         print(f"envoy2emon demo: there can be no page at {listen}: {reason}. {cure}", file=sys.stderr)
         return 2
     try:
@@ -76,31 +76,32 @@ def _run(stop: SimpleQueue[None], seconds: float | None, page: str) -> int:
 
     day = Day(seed=1)
     with ExitStack() as stack:
-        emoncms = stack.enter_context(StandInEmonCMS(keep=KEPT_ROWS))
-        envoy = stack.enter_context(SimulatedEnvoy(source=lambda: day.event(hour())))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="envoy2emon-demo-")))
+        emoncms = stack.enter_context(StandInEmonCMS(keep=KEPT_ROWS))
+        gateway = stack.enter_context(SimulatedEnvoy(source=lambda: day.event(hour())))
         env_file = folder / ".env"
         env_file.touch(0o600)
         env_file.write_text(
-            f"ENVOY_HOST={envoy.host}\nENVOY_PASSWORD={envoy.password}\nEMONCMS_URL={emoncms.url}\n"
+            f"ENVOY_HOST={gateway.host}\nENVOY_PASSWORD={gateway.password}\nEMONCMS_URL={emoncms.url}\n"
             f"EMONCMS_APIKEY={emoncms.key}\nINVERTERS_INTERVAL_S=2\nLIVE_LISTEN={page}\n"
         )
-        print(f"A simulated Envoy at {envoy.host}, a stand-in for EmonCMS at {emoncms.url}, and between them:")
+        print(f"A simulated gateway at {gateway.host}, a stand-in for EmonCMS at {emoncms.url}, and between them:")
         daemons = [_start(name, env_file) for name in ("stream", "inverters")]
         for daemon in daemons:
             stack.callback(_end, daemon)
         host, _, port = page.rpartition(":")
-        here = f"localhost:{port}/, and at this computer's other addresses" if host in _ALL_ADDRESSES else f"{page}/"
+        here = f"localhost:{port}/, and this computer's other addresses" if host in _ALL_ADDRESSES else f"{page}/"
         print(f"The live page: http://{here}\nA day takes four minutes; Ctrl-C ends it.")
-        head = f"\n{_HEAD}\n"
+        head = f"\n{_HEAD}\n"  # below what the daemons say at their start
         until = started + (math.inf if seconds is None else seconds)
         while (left := until - time.monotonic()) > 0 and not _stopped(stop, min(1.0, left)):
             if any(daemon.poll() is not None for daemon in daemons):
                 print("A daemon has ended, and so does the demo.")
                 return 1
-            envoy.inverters = inverters(12, int(time.time()) // 10 * 10)
-            if shown := _shown(hour(), emoncms):
-                print(f"{head}{shown}")
+            gateway.inverters = inverters(12, int(time.time()) // 10 * 10)
+            if inputs := dict(emoncms.account.nodes.get("Envoy-S", {})):
+                values = {name: float(each.value) for name, each in inputs.items()}
+                print(head + _line(hour(), values, emoncms.account.applied))
                 head = ""
         print(f"\nEnded; EmonCMS has received {emoncms.account.applied} rows.")
     return 0
@@ -114,18 +115,14 @@ def _stopped(stop: SimpleQueue[None], seconds: float) -> bool:
     return True
 
 
-def _shown(hour: float, emoncms: StandInEmonCMS) -> str:
-    inputs = {name: float(each.value) for name, each in dict(emoncms.account.nodes.get("Envoy-S", {})).items()}
-    if not inputs:
-        return ""
-    shown = [
+def _line(hour: float, inputs: dict[str, float], rows: int) -> str:
+    totals = [
         sum(watts for name, watts in inputs.items() if name.startswith(section) and name.endswith("wNow"))
         for section in ("prod", "cons", "net")
     ]
-    shown += [inputs.get(f"{section}_ph-a_wNow", 0.0) for section in ("prod", "cons")]  # a row arrives input by input
-    clock = f"{int(hour):02}:{int(hour % 1 * 60):02}"
-    columns = "".join(f"{watts:{width}.0f} W" for watts, width in zip(shown, (10, 9, 8, 14, 14), strict=True))
-    return f"{clock:>7}{columns}{emoncms.account.applied:8}"
+    totals += [inputs.get(f"{section}_ph-a_wNow", 0.0) for section in ("prod", "cons")]  # a row arrives input by input
+    columns = "".join(f"{watts:{width}.0f} W" for watts, width in zip(totals, (10, 11, 8, 14, 14), strict=True))
+    return f" {int(hour):02}:{int(hour % 1 * 60):02}{columns}{rows:7}"
 
 
 def _start(name: str, env_file: Path) -> "subprocess.Popen[bytes]":
@@ -155,8 +152,8 @@ def _page(listen: str) -> str:
         return f"{listen.rpartition(':')[0]}:{probe.getsockname()[1]}"
 
 
-def _free_page(port: int) -> str:
+def _default_page() -> str:
     try:
-        return _page(f"127.0.0.1:{port}")
+        return _page(DEFAULT_PAGE)
     except OSError:
-        return _page("127.0.0.1:0")
+        return _page(ANY_PORT)
