@@ -1,58 +1,45 @@
 """EmonCMS as the tests see it: what it answers, what its inputs hold, and how it is away.
 
-The law of this file: whatever is asked is asked over HTTP, so that it can be asked of a real EmonCMS as well.
+Whatever is asked is asked over HTTP, so that it can be asked of a real EmonCMS as well.
 """
 
-import http.client
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
-from urllib.parse import urlencode, urlsplit
 
 import requests
 
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
+from envoy2emon.demo.emoncms import (
+    MARIADB_DOWN,
+    PHP_DOWN,
+    REDIS_DOWN,
+    Answers,
+    AnswersLate,
+    Cuts,
+    Dies,
+    HoldsUp,
+    StandInEmonCMS,
+)
 
-FATAL_ERROR = "<br />\n<b>Fatal error</b>:  Uncaught RedisException: Connection refused"
+FATAL_ERROR = REDIS_DOWN.body
 
 # EmonCMS away, as a post may find it.
 FAULTS = {
-    "500": Fault((500, "")),
-    "502": Fault((502, "<html><h1>502 Bad Gateway</h1></html>")),
-    "fatal error": Fault((200, FATAL_ERROR)),
-    "fatal error after two rows": Fault((200, FATAL_ERROR), applied=2),
-    "empty": Fault((200, "")),
-    "unauthorized": Fault((401, "Invalid API key")),
-    "hang": Fault("hang"),
-    "hang after applying": Fault("hang", applied=None),
-    "cut": Fault("cut"),
-    "cut after applying": Fault("cut", applied=None),
+    "500": Answers(500),
+    "502": PHP_DOWN,
+    "MariaDB down": MARIADB_DOWN,
+    "Redis down after two rows": Answers(200, REDIS_DOWN.body, applied=2),
+    "empty": Answers(200),
+    "unauthorized": Answers(401, "Invalid API key"),
+    "held up": HoldsUp(),
+    "applied, then silent": AnswersLate(),
+    "cut": Cuts(),
+    "cut after applying": Cuts(applied=None),
+    "dies between inputs and processes": Dies(),
 }
-
-
-def connect(emoncms: StandInEmonCMS) -> http.client.HTTPConnection:
-    """Return a connection that opens with its first request."""
-    return http.client.HTTPConnection(urlsplit(emoncms.url).netloc, timeout=10)
-
-
-def ask(emoncms: StandInEmonCMS, path: str, form: dict[str, Any] | None = None, key: str | None = "writekey") -> Any:  # noqa: ANN401
-    """Return (status, body) of one request on its own connection."""
-    headers = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
-    if key is not None:
-        headers["Authorization"] = f"Bearer {key}"
-    connection = connect(emoncms)
-    connection.request("POST" if form else "GET", path, urlencode(form) if form else None, headers)
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode()
-
-
-def bulk(emoncms: StandInEmonCMS, rows: object, **params: object) -> Any:  # noqa: ANN401
-    """Post rows with a key that may write."""
-    data = rows if isinstance(rows, str) else json.dumps(rows)
-    return ask(emoncms, "/emoncms/input/bulk.json", {"data": data, **(params or {"sentat": 0})})
 
 
 @dataclass(frozen=True)
@@ -63,9 +50,34 @@ class AnyEmonCMS:
     key: str
     node: str
 
+    def ask(
+        self,
+        action: str,
+        form: dict[str, Any] | bytes | None = None,
+        *,
+        key: str | None = "",
+        **query: str,
+    ) -> tuple[int, str]:
+        """Return (status, body) of one request on its own connection, with the write key unless told otherwise."""
+        key = self.key if key == "" else key
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        with requests.Session() as session:
+            session.trust_env = False
+            method = "GET" if form is None else "POST"
+            url = f"{self.url}/{action}"
+            answer = session.request(
+                method, url, params=query, data=form, headers=headers, timeout=10, allow_redirects=False
+            )
+            return answer.status_code, answer.text
+
+    def bulk(self, rows: object, **params: object) -> tuple[int, str]:
+        """Post rows, given as such or as text, by age unless told otherwise."""
+        data = rows if isinstance(rows, str) else json.dumps(rows)
+        return self.ask("input/bulk.json", {"data": data, **(params or {"sentat": 0})})
+
     def read_inputs(self, node: str) -> dict[str, tuple[int, float]]:
         """Return each input's last (epoch s, value) by name; empty while the node does not exist."""
-        inputs = self._ask("input/get.json", node=node)
+        inputs = json.loads(self.ask("input/get.json", node=node)[1])
         return {} if isinstance(inputs, str) else {name: (i["time"], i["value"]) for name, i in inputs.items()}
 
     def wait_for_inputs(
@@ -80,12 +92,16 @@ class AnyEmonCMS:
 
     def delete_node(self, node: str) -> None:
         """Take a test's inputs out of a real EmonCMS, where an account holds 32 nodes."""
-        for put in self._ask("input/list.json"):
+        for put in json.loads(self.ask("input/list.json")[1]):
             if put["nodeid"] == node:
-                self._ask("input/delete.json", inputid=str(put["id"]))
+                self.ask("input/delete.json", inputid=str(put["id"]))
 
-    def _ask(self, action: str, **params: str) -> Any:  # noqa: ANN401
-        with requests.Session() as session:
-            session.trust_env = False
-            session.headers["Authorization"] = f"Bearer {self.key}"
-            return session.get(f"{self.url}/{action}", params=params, timeout=10).json()
+
+def client(emoncms: StandInEmonCMS) -> AnyEmonCMS:
+    """Return what asks the stand-in."""
+    return AnyEmonCMS(emoncms.url, emoncms.key, "n")
+
+
+def bulk(emoncms: StandInEmonCMS, rows: object, **params: object) -> tuple[int, str]:
+    """Post rows to the stand-in with the key that may write."""
+    return client(emoncms).bulk(rows, **params)

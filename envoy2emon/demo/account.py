@@ -1,6 +1,7 @@
-"""An EmonCMS account in memory, for the stand-in: requests' parameters in, rows applied, inputs out.
+"""An EmonCMS account in memory, for the stand-in: requests' parameters in, rows applied, inputs and energy out.
 
-The law of this file: it does what EmonCMS 11.16.8 did when measured, its lack of atomicity included.
+It does what EmonCMS 11.16.8 did when measured, its faults included: a batch is not applied as a whole, and a row's
+inputs are set before their processes run.
 """
 
 import json
@@ -8,9 +9,9 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -37,17 +38,31 @@ class AppliedRow:
 
 @dataclass(slots=True)
 class Input:
-    """The last applied value, its date in epoch s, and what the process `power to kWh` has made of the values in W."""
+    """The last value that was set and its date in epoch s, None where Redis forgot both; and the feed of its energy.
 
-    time: int
-    value: Decimal
-    kwh: float = 0.0
+    watt_seconds: what the process `power to kWh` has made of the values in W; counted: the date of its last one.
+    """
+
+    time: int | None = None
+    value: Decimal = Decimal(0)
+    watt_seconds: Decimal = Decimal(0)
+    counted: int | None = None
+
+    def count(self, date: int, watts: Decimal) -> None:
+        """Run `power to kWh`: the time since the feed's last date is counted with this value, also if that went back.
+
+        Nothing is added for no time, for negative time and over gaps; the feed's date is the row's in any case.
+        """
+        if self.counted is not None and 0 < date - self.counted < KWH_GAP:
+            self.watt_seconds += (date - self.counted) * watts
+        self.counted = date
 
 
 class Account:
     """One account: `nodes[node][name]`; `rows` in the order of their application, the newest `keep` of them.
 
-    `reject` is asked of each row (node, inputs); where it holds, the row is a format error.
+    reject: asked of each row (node, inputs); where it holds, the row is a format error. plain_errors: errors are told
+    in plain text, as in 2016.
     """
 
     def __init__(self, keep: int | None = None) -> None:
@@ -55,20 +70,29 @@ class Account:
         self.rows: list[AppliedRow] = []
         self.applied = 0
         self.reject: Callable[[str, Mapping[str, Decimal]], bool] = lambda _node, _inputs: False
+        self.plain_errors = False
         self._keep = keep
 
-    def apply(self, action: str, params: Mapping[str, str], now: int, limit: int | None = None) -> str:
-        """Apply the rows of `input/bulk` or `input/post` up to a bad one, at most `limit`; return EmonCMS's words.
+    def apply(
+        self, action: str, params: Mapping[str, str], now: int, most: int | None = None, *, halfway: bool = False
+    ) -> str:
+        """Apply the rows of `input/bulk` or `input/post` up to a bad one, and return EmonCMS's words.
 
-        now: the server's clock, epoch s.
+        now: the server's clock, epoch s, which dates rows that have ages or nothing. most: PHP dies after so many rows,
+        and if `halfway`, when it has set the inputs of the next one and not run their processes.
         """
         try:
-            for date, node, sent in islice((_bulk if action == "input/bulk" else _post)(params, now), limit):
-                self._apply(date, node, sent)
+            for number, (date, node, sent) in enumerate((_bulk if action == "input/bulk" else _post)(params, now)):
+                if number == most and not halfway:
+                    break
+                row = self._set(date, node, sent)
+                if number == most:
+                    break
+                self._process(row)
         except _BadFormat as error:
-            return json.dumps({"success": False, "message": str(error)})
+            return self._error(str(error))
         except (ValueError, InvalidOperation, RecursionError):
-            return json.dumps({"success": False, "message": _NOT_JSON})
+            return self._error(_NOT_JSON)
         return '{"success": true}' if "fulljson" in params else "ok"
 
     def show(self, action: str, params: Mapping[str, str]) -> object:
@@ -86,24 +110,40 @@ class Account:
             return inputs or nodes
         return inputs.get(_DELETED.sub("", params["name"]), "Node variable does not exist")
 
-    def _apply(self, date: int, node: str, sent: Mapping[str, object]) -> None:
+    def kwh(self, node: str, name: str) -> float:
+        """Return what the feed of the process `power to kWh` behind an input shows."""
+        return float(self.nodes[node][name].watt_seconds / 3_600_000)
+
+    def restart_redis(self) -> None:
+        """Forget the inputs' values and dates, as a Redis that saves nothing; feeds are on the disk."""
+        for put in [put for inputs in self.nodes.values() for put in inputs.values()]:
+            put.time = None
+
+    def _set(self, date: int, node: str, sent: Mapping[str, object]) -> AppliedRow:
         # PHP's (float) makes null and text 0.
         inputs = {_DELETED.sub("", name): v if isinstance(v, Decimal) else Decimal(0) for name, v in sent.items()}
         node = _DELETED.sub("", node)
         if self.reject(node, inputs):
             raise _BadFormat("Format error, this row is rejected")
         if node not in self.nodes and len(self.nodes) >= MAX_NODES:
-            raise _BadFormat(f"Error: Reached the maximal allowed number of diferent NodeIds, limit is {MAX_NODES}")
+            limit = f"limit is {MAX_NODES}. Node '{node}' was ignored."
+            raise _BadFormat(f"Error: Reached the maximal allowed number of different NodeIds, {limit}")
         stored = self.nodes.setdefault(node, {})
         for name, value in inputs.items():
-            put = stored.setdefault(name, Input(date, value))
-            if 0 < (elapsed := date - put.time) < KWH_GAP:
-                put.kwh += elapsed * float(value) / 3_600_000
-            put.time, put.value = date, value  # also backwards, so `power to kWh` counts a repeated batch again
-        self.rows.append(AppliedRow(date, node, inputs, time.monotonic()))
+            put = stored.setdefault(name, Input())
+            put.time, put.value = date, value
+        return AppliedRow(date, node, inputs, time.monotonic())
+
+    def _process(self, row: AppliedRow) -> None:
+        for name, value in row.inputs.items():
+            self.nodes[row.node][name].count(row.time, value)
+        self.rows.append(row)
         self.applied += 1
         if self._keep is not None:
             del self.rows[: -self._keep]
+
+    def _error(self, words: str) -> str:
+        return words if self.plain_errors else json.dumps({"success": False, "message": words})
 
 
 def parameters(query_text: str, body: bytes, content_type: str, authorization: str) -> tuple[dict[str, str], str]:
@@ -122,7 +162,8 @@ def parameters(query_text: str, body: bytes, content_type: str, authorization: s
 
 
 def _view(put: Input) -> dict[str, object]:
-    return {"time": put.time, "value": float(put.value), "processList": ""}
+    value = None if put.time is None else float(put.value)
+    return {"time": put.time, "value": value, "processList": ""}
 
 
 def _load(text: str) -> Any:  # noqa: ANN401
@@ -131,11 +172,13 @@ def _load(text: str) -> Any:  # noqa: ANN401
 
 
 def _post(params: Mapping[str, str], now: int) -> Iterator[tuple[int, str, Mapping[str, object]]]:
-    inputs = _load(params.get("fulljson", ""))
-    if not isinstance(inputs, dict):
-        raise _BadFormat("Input must be a JSON object")
-    date = inputs.pop("time", params.get("time", now))
-    yield int(date), params.get("node", "0"), inputs
+    with suppress(ValueError, RecursionError):
+        inputs = _load(params.get("fulljson", ""))
+        if isinstance(inputs, dict):
+            date = inputs.pop("time", params.get("time", now))
+            yield int(date), params.get("node", "0"), inputs
+            return
+    raise _BadFormat("Input in not a valid JSON object")
 
 
 def _bulk(params: Mapping[str, str], now: int) -> Iterator[tuple[int, str, Mapping[str, object]]]:

@@ -1,40 +1,108 @@
 """A stand-in for EmonCMS: its input API over real HTTP, and the ways in which it fails, for the tests and `demo`.
 
-The law of this file: it answers as EmonCMS 11.16.8 answered when measured, or as its index.php reads where a comment
-says so; and it fails only when told to.
+It answers as EmonCMS 11.16.8 answered when measured, or as its index.php reads where a comment says so; and it fails
+only when told to.
 """
 
 import json
 import socket
+import ssl
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Condition, Thread
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from envoy2emon.demo.account import Account, parameters
 
 _POSTS = {"input/bulk", "input/post"}
-# index.php answers these two to anyone without a key, but looks at a key first if there is one. The home page tells
-# nothing: HTML to log in, or a redirection.
+# index.php answers these two to anyone without a key, but looks at a key first if there is one.
 _FREE = {"version": "11.16.8", "describe": "emoncms"}
+_LOGIN_PAGE = '<!DOCTYPE html>\n<html><body><form id="loginform">Username: Password:</form></body></html>'
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """What a post meets: `applied` rows go in (None: all), then comes the answer (status, body), a cut or silence.
+class Answers:
+    """So many rows of a post are applied (None: all), and then comes this answer."""
 
-    Silence lasts until `release()`; then what is not applied is applied and answered, whether its sender waits or not.
+    status: int
+    body: str = ""
+    applied: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """So many rows of a post are applied (None: all), and then the connection ends without an answer."""
+
+    applied: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dies:
+    """PHP dies in this row of a post, 0 for the first: its inputs are set and no process runs. nginx answers."""
+
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HoldsUp:
+    """Nobody reads a request for so long, or until release() if None: php-fpm stands still.
+
+    Then it is applied by the clock of that moment, whether its sender waits or not.
     """
 
-    answer: tuple[int, str] | Literal["cut", "hang"]
-    applied: int | None = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersLate:
+    """A request is applied at once, and its answer comes so long after, or with release() if None."""
+
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DropsAuthorization:
+    """A reverse proxy passes all but the Authorization header."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedirectsToHttps:
+    """A reverse proxy answers each request with the same address by https."""
+
+
+Failure = Answers | Cuts | Dies | HoldsUp | AnswersLate | DropsAuthorization | RedirectsToHttps
+PHP_DOWN = Answers(502, "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n</html>\r\n")
+MARIADB_DOWN = Answers(
+    200,
+    "<br />\n<b>Fatal error</b>:  Uncaught mysqli_sql_exception: Connection refused in /var/www/emoncms/index.php:75\n"
+    "Stack trace:\n#0 /var/www/emoncms/index.php(75): mysqli-&gt;__construct()\n#1 {main}\n  thrown in "
+    "<b>/var/www/emoncms/index.php</b> on line <b>75</b><br />\n",
+)
+REDIS_DOWN = Answers(200, MARIADB_DOWN.body.replace("mysqli_sql_exception", "RedisException"))
+
+
+def Fault(answer: tuple[int, str] | Literal["cut", "hang"], applied: int | None = 0) -> Failure:  # noqa: N802
+    """Make a fault by its old name; for tests that are not rewritten yet."""
+    if isinstance(answer, tuple):
+        return Answers(*answer, applied)
+    if answer == "cut":
+        return Cuts(applied)
+    return HoldsUp() if applied == 0 else AnswersLate()
+
+
+class Answer(NamedTuple):
+    """What a request is answered with."""
+
+    status: int
+    body: str
+    location: str = ""
 
 
 class StandInEmonCMS:
@@ -42,23 +110,33 @@ class StandInEmonCMS:
 
     idle_timeout: seconds after which a silent connection is closed; max_requests: after how many any connection is.
     clock_offset: seconds that the server's clock is ahead. fault: what every request meets, None for none.
+    keep: how many rows are held, None for all. tls: the certificate's context; with it, `url` is https. clock: the
+    server's clock, epoch s.
     """
 
-    def __init__(self, key: str = "writekey", read_key: str = "readkey", keep: int | None = None) -> None:
-        self.key, self.read_key = key, read_key
+    def __init__(
+        self,
+        key: str = "writekey",
+        read_key: str = "readkey",
+        keep: int | None = None,
+        tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.key, self.read_key, self.tls = key, read_key, tls
         self.account = Account(keep)
         self.rows = self.account.rows
         self.idle_timeout = 5.0  # Apache's KeepAliveTimeout; its MaxKeepAliveRequests is 100
         self.max_requests: int | None = None
         self.clock_offset = 0.0
-        self.fault: Fault | None = None
+        self.fault: Failure | None = None
         self.connections = self.requests = 0
-        self._next: deque[Fault] = deque()
+        self._clock = clock
+        self._next: deque[Failure] = deque()
         self._releases = 0
         self._changed = Condition()
         self._open: set[socket.socket] = set()
         self._server = _Server(("127.0.0.1", 0), partial(_Connection, self))
-        self.url = f"http://127.0.0.1:{self._server.server_port}/emoncms"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}/emoncms"
 
     def __enter__(self) -> Self:
         """Serve."""
@@ -66,7 +144,7 @@ class StandInEmonCMS:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening, release what hangs and cut what is open."""
+        """Stop listening, release what is held and cut what is open."""
         self._server.shutdown()
         self._server.server_close()
         self.release()
@@ -75,12 +153,12 @@ class StandInEmonCMS:
                 with suppress(OSError):  # its client has reset it
                     connection.shutdown(socket.SHUT_RDWR)
 
-    def fail_next(self, *faults: Fault) -> None:
+    def fail_next(self, *faults: Failure) -> None:
         """Let the next posts meet these, one each; other requests are answered."""
         self._next.extend(faults)
 
     def release(self) -> None:
-        """End the silence of every request that hangs now."""
+        """Let every request go on that is held now."""
         with self._changed:
             self._releases += 1
             self._changed.notify_all()
@@ -94,7 +172,7 @@ class StandInEmonCMS:
 
     def now(self) -> float:
         """Return the server's clock, epoch s."""
-        return time.time() + self.clock_offset
+        return self._clock() + self.clock_offset
 
     def note(self, connection: socket.socket, event: Literal["opened", "request", "closed"]) -> None:
         """Count connections and requests."""
@@ -104,41 +182,58 @@ class StandInEmonCMS:
             (self._open.discard if event == "closed" else self._open.add)(connection)
             self._changed.notify_all()
 
-    def answer(self, path: str, params: Mapping[str, str], key: str) -> tuple[int, str] | None:
-        """Return status and body for one request, None to cut its connection."""
-        action = path.removeprefix("/emoncms/").removesuffix(".json")
-        posts = action in _POSTS and key == self.key
+    def answer(self, target: str, body: bytes = b"", content_type: str = "", authorization: str = "") -> Answer | None:
+        """Return the answer to one request, None to cut its connection."""
+        url = urlsplit(target)
+        params, key = parameters(url.query, body, content_type, authorization)
+        posts = url.path.removeprefix("/emoncms/").removesuffix(".json") in _POSTS and key == self.key
         fault = self._next.popleft() if posts and self._next else self.fault
-        if fault:
-            words = self._apply(action, params, fault.applied) if posts and fault.applied != 0 else None
-            if fault.answer == "cut":
-                return None
-            if fault.answer != "hang":
-                return fault.answer
-            with self._changed:
-                releases = self._releases
-                self._changed.wait_for(lambda: self._releases > releases)
-            if words:
-                return 200, words
+        match fault:
+            case RedirectsToHttps():
+                return Answer(301, "", f"https://127.0.0.1{target}")
+            case DropsAuthorization():
+                params, key = parameters(url.query, body, content_type, "")
+            case HoldsUp(seconds):
+                self._hold(seconds)
+            case Answers() | Cuts() | Dies():
+                if posts:
+                    most = fault.row if isinstance(fault, Dies) else fault.applied
+                    self._answer(url.path, params, key, most, halfway=isinstance(fault, Dies))
+                if isinstance(fault, Cuts):
+                    return None
+                shown = PHP_DOWN if isinstance(fault, Dies) else fault
+                return Answer(shown.status, shown.body)
+        answer = self._answer(url.path, params, key)
+        if isinstance(fault, AnswersLate):
+            self._hold(fault.seconds)
+        return answer
+
+    def _hold(self, seconds: float | None) -> None:
+        with self._changed:
+            releases = self._releases
+            self._changed.wait_for(lambda: self._releases > releases, seconds)
+
+    def _answer(
+        self, path: str, params: dict[str, str], key: str, most: int | None = None, *, halfway: bool = False
+    ) -> Answer:
+        action = path.removeprefix("/emoncms/").removesuffix(".json")
         if action == path:
-            return 404, "<h1>Not Found</h1>"
+            return Answer(404, "<h1>Not Found</h1>")
         if key and key not in {self.key, self.read_key}:
-            return 401, "Invalid API key"
-        return 200, self._words(action, params, key)
-
-    def _words(self, action: str, params: Mapping[str, str], key: str) -> str:
+            return Answer(401, "Invalid API key")
         if action in _FREE:
-            return _FREE[action]
-        if action in _POSTS:
-            return self._apply(action, params, None) if key == self.key else ""
+            return Answer(200, _FREE[action])
         with self._changed:
-            return json.dumps(self.account.show(action, params) if key else False)
-
-    def _apply(self, action: str, params: Mapping[str, str], limit: int | None) -> str:
-        with self._changed:
-            words = self.account.apply(action, params, int(self.now()), limit)
-            self._changed.notify_all()
-            return words
+            if action in _POSTS:
+                words = ""
+                if key == self.key:
+                    words = self.account.apply(action, params, int(self.now()), most, halfway=halfway)
+                    self._changed.notify_all()
+            elif key:
+                words = json.dumps(self.account.show(action, params))
+            else:  # the format is html unless it is named
+                words = "false" if path.endswith(".json") else _LOGIN_PAGE
+        return Answer(200, words)
 
 
 class _Server(ThreadingHTTPServer):
@@ -160,13 +255,17 @@ class _Connection(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def setup(self) -> None:
+        self.request.settimeout(self.emoncms.idle_timeout)
+        if self.emoncms.tls:
+            self.request = self.emoncms.tls.wrap_socket(self.request, server_side=True)
         super().setup()
-        self.connection.settimeout(self.emoncms.idle_timeout)
         self.emoncms.note(self.connection, "opened")
 
     def finish(self) -> None:
         self.emoncms.note(self.connection, "closed")
         super().finish()
+        if self.emoncms.tls:
+            self.connection.close()
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         return super().date_time_string(self.emoncms.now() if timestamp is None else timestamp)
@@ -177,19 +276,19 @@ class _Connection(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.emoncms.note(self.connection, "request")
-        target = urlsplit(self.path)
         headers = self.headers.get("Content-Type", ""), self.headers.get("Authorization", "")
-        answer = self.emoncms.answer(target.path, *parameters(target.query, body, *headers))
+        answer = self.emoncms.answer(self.path, body, *headers)
         self.served += 1
         self.close_connection |= answer is None or self.served == self.emoncms.max_requests
         if answer:
-            status, text = answer
-            self.send_response(status)
-            self.send_header("Content-Type", "text/html" if text.startswith("<") else "text/plain")
-            self.send_header("Content-Length", str(len(text.encode())))
+            self.send_response(answer.status)
+            self.send_header("Content-Type", "text/html" if answer.body.startswith("<") else "text/plain")
+            self.send_header("Content-Length", str(len(answer.body.encode())))
+            if answer.location:
+                self.send_header("Location", answer.location)
             if self.close_connection:
                 self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(answer.body.encode())
 
     do_POST = do_GET  # noqa: N815 - named by BaseHTTPRequestHandler
