@@ -1,120 +1,171 @@
 """Daemon 2: the microinverters' reports, polled, to EmonCMS.
 
-The law of this file: each report goes to EmonCMS once, and at start each current one once more; the gateway is never
-polled more often than the owner says, and less while it is slow or fails.
+Each report goes to EmonCMS once, and at a start each current one once more; the gateway is never polled more often than
+the owner says, and less while it is slow or fails.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
 
-from envoy2emon.gateway.answer import StreamLost
-from envoy2emon.gateway.connection import Refused
-from envoy2emon.emoncms.courier import Courier
-from envoy2emon.gateway.client import Envoy
-from envoy2emon.rows import Row, inverter_row
-from envoy2emon.outage import Outage, duration
+from envoy2emon import __version__
+from envoy2emon.emoncms.delivery import Delivery
+from envoy2emon.gateway.client import INVERTERS, Gateway, Lost, NotFound, Refused
 from envoy2emon.gateway.readings import BadReading, InverterReport, parse_inverters
+from envoy2emon.gateway.tokens import Tokens
+from envoy2emon.outage import REFUSED_WAIT_S, Outage, duration
+from envoy2emon.rows import inverter_row
+from envoy2emon.settings import Settings
+from envoy2emon.systemd import Daemon, be_the_only, state_directory
 
 MOST_WAIT_S = 300.0
-# However short the interval: connections that fail are six in a minute.
-KNOCKS_WAIT_S = 30.0
 # Units that were taken off the roof keep their last report for years, watts and all (HA 103871).
 DEAD_AFTER_S = 7 * 86400
+# Reports are dated by the gateway's clock, which can be days off.
+CLOCK_OFF_S = 3600.0
+# AC batteries are in the list too; they are no production.
+AC_BATTERY = 11
 
-_NOTHING = threading.Event()  # what a worker waits for that only waits
+_CURE = "if it never does, switch this daemon off: sudo systemctl disable --now envoy2emon_inv"
 _log = logging.getLogger(__name__)
+Reports = tuple[InverterReport, ...]
+
+
+def run(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Run the daemon until it is stopped and return its exit status. Raises AlreadyRuns."""
+    daemon: Daemon[Reports] = Daemon(environ)
+    state = state_directory(environ)
+    be_the_only("inverters", state)
+    _log.info(
+        "envoy2emon %s: reads the inverters of the gateway at %s, posts to %s as node %s",
+        __version__,
+        settings.envoy_host,
+        settings.emoncms_url,
+        settings.emoncms_inverters_node,
+    )
+    tokens = Tokens(settings, state)
+    interval = float(settings.inverters_interval_s)
+    poller = Poller(Gateway(settings, tokens, inverters=True), daemon.inbox, interval)
+    delivery = Delivery.to(settings, settings.emoncms_inverters_node, state, "inverters")
+    inverters = Inverters(daemon, delivery)
+    daemon.start("poller", poller.run, patience=interval + REFUSED_WAIT_S)
+    thread = daemon.start("delivery", delivery.run, patience=REFUSED_WAIT_S + delivery.interval)
+
+    def tick() -> str:
+        delivery.save()
+        return inverters.status(poller) + tokens.status()
+
+    status = daemon.run(inverters.take, lambda: None, tick)
+    delivery.finish(thread)
+    return status
 
 
 class Poller:
     """The reader thread: polls the gateway for ever and passes on the reports of each good answer."""
 
-    def __init__(
-        self,
-        envoy: Envoy,
-        take: Callable[[list[InverterReport]], None],
-        interval: float,
-        clock: Callable[[], float],
-        jitter: Callable[[], float],
-        wait: Callable[[float], object] = _NOTHING.wait,
-    ) -> None:
-        self.outage = Outage("Envoy", KNOCKS_WAIT_S, clock, jitter)
-        self._envoy = envoy
-        self._take = take
+    def __init__(self, gateway: Gateway, inbox: SimpleQueue[Reports | None], interval: float) -> None:
+        self.outage = Outage("gateway", MOST_WAIT_S)
+        self._gateway = gateway
+        self._inbox = inbox
         self._interval = interval
-        self._clock = clock
-        self._wait = wait
+        self._pause = threading.Event()  # never set
         self._skipped: set[str] = set()
+        self._clock_said = False
 
     def run(self, turned: Callable[[], None]) -> None:
         """Poll from start to start; an answer that is bad or late doubles the time to the next."""
         period = self._interval
         while True:
             turned()
-            started = self._clock()
-            good = False
-            least = 0.0
-            try:
-                reports, skipped = parse_inverters(self._envoy.inverters())
-                self._take(reports)
-                self.outage.ends()
-                self.outage.steady()
-                self._say_skipped(skipped)
-                good = True
-            except BadReading as trouble:
-                self.outage.fails(f"the inverters' answer is {trouble}")
-            except StreamLost as trouble:
-                least = self.outage.fails(str(trouble), knocks=trouble.knocks)
-            except Refused as trouble:
-                least = self.outage.fails(str(trouble), refused=True)
-            took = self._clock() - started
-            fine = good and took <= self._interval / 2
+            started = time.monotonic()
+            least = self._poll()
+            took = time.monotonic() - started
+            fine = least == 0.0 and took <= self._interval / 2
             period = self._interval if fine else min(max(MOST_WAIT_S, self._interval), period * 2)
             # A gateway that is slow is left in peace for as long as it took.
-            self._wait(max(period - took, 0.0 if fine else min(took, MOST_WAIT_S), least))
+            self._pause.wait(max(period - took, 0.0 if fine else min(took, MOST_WAIT_S), least))
 
-    def _say_skipped(self, skipped: list[str]) -> None:
+    def _poll(self) -> float:
+        """Ask once, and return the seconds to wait at least before the next question, 0 if the answer was good."""
+        try:
+            reports, skipped = parse_inverters(self._gateway.text(INVERTERS))
+        except BadReading as trouble:
+            return self.outage.fails(f"the inverters' answer is {trouble}")
+        except Lost as trouble:
+            return self.outage.fails(str(trouble))
+        except NotFound as trouble:
+            return self.outage.fails(f"this gateway does not list its inverters ({trouble}): {_CURE}")
+        except Refused as trouble:
+            return self.outage.refused(str(trouble))
+        self._inbox.put(tuple(reports))
+        self.outage.ends()
+        self.outage.steady()
+        self._say_skipped(skipped)
+        self._say_clock()
+        return 0.0
+
+    def _say_skipped(self, skipped: Sequence[str]) -> None:
         if news := sorted(set(skipped) - self._skipped):
-            _log.warning("Envoy: skips without serial number, date or watts: %s", ", ".join(news))
+            _log.warning("gateway: skipped without serial number, date or watts: %s", ", ".join(news))
             self._skipped.update(news)
+
+    def _say_clock(self) -> None:
+        ahead = self._gateway.info.ahead if self._gateway.info else None
+        if ahead is not None and abs(ahead) > CLOCK_OFF_S and not self._clock_said:
+            self._clock_said = True
+            apart = f"{duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'}"
+            _log.warning("the gateway's clock, which dates the inverters' reports, is %s this computer's", apart)
 
 
 class Inverters:
-    """What becomes of reports: a row for each that is news; and how it stands."""
+    """What the main thread does with reports: a row for each that is new, and how it stands."""
 
-    def __init__(self, node: str, courier: Courier, left: Iterable[Row], wall: Callable[[], float] = time.time) -> None:
-        self._node = node
-        self._courier = courier
+    def __init__(self, daemon: Daemon[Reports], delivery: Delivery, wall: Callable[[], float] = time.time) -> None:
+        self._daemon = daemon
+        self._delivery = delivery
         self._wall = wall
         self._dead: set[str] = set()
+        self._batteries: set[str] = set()
         self._reports: list[InverterReport] = []
-        # What an earlier run left is on its way; all else is news.
-        self._taken = {next(iter(row.inputs)).partition("_")[0]: int(row.at) for row in left}
+        self._posted: dict[str, int] = {}  # by serial number, the date of the report that was appended last
 
-    def take(self, reports: list[InverterReport]) -> None:
-        """Take the reports of one poll."""
-        oldest = self._wall() - DEAD_AFTER_S
-        self._reports = [report for report in reports if report.reported_at >= oldest]
-        dead = {report.serial: report for report in reports if report.reported_at < oldest}
-        for serial in sorted(dead.keys() - self._dead):
-            age = duration(self._wall() - dead[serial].reported_at)
-            _log.info("inverter %s last reported %s ago: it is taken for dead and not posted", serial, age)
-        self._dead = set(dead)
-        news = [report for report in self._reports if self._taken.get(report.serial) != report.reported_at]
-        self._taken |= {report.serial: report.reported_at for report in news}
-        if news:
-            self._courier.take([inverter_row(report, self._node) for report in news])
+    def take(self, reports: Reports) -> None:
+        """Take the reports of one poll: those that are new become rows."""
+        newest = max(report.reported_at for report in reports)
+        if not self._reports:
+            self._daemon.tick_now()
+        self._reports = [report for report in reports if report.reported_at >= newest - DEAD_AFTER_S]
+        self._say_dead({report.serial for report in reports} - {report.serial for report in self._reports}, newest)
+        self._say_batteries({report.serial for report in self._reports if report.dev_type == AC_BATTERY})
+        news = [report for report in self._reports if self._posted.get(report.serial) != report.reported_at]
+        self._posted |= {report.serial: report.reported_at for report in news}
+        self._delivery.append([inverter_row(report) for report in news])
 
     def status(self, poller: Poller) -> str:
         """Say how it stands, in words for STATUS=."""
         text = "no report yet"
-        if reports := self._reports:  # the poller may replace them meanwhile
-            newest = max(report.reported_at for report in reports)
-            age = max(0.0, self._wall() - newest)  # the Envoy's clock may be ahead
-            watts = sum(report.watts for report in reports)
-            text = f"{len(reports)} inverters, {watts:.0f} W; newest report {duration(age)} ago"
-        text += f"; {self._courier.status()}"
+        if self._reports:
+            newest = max(report.reported_at for report in self._reports)
+            age = max(0.0, self._wall() - newest)  # the gateway's clock may be ahead
+            watts = sum(report.watts for report in self._reports if report.dev_type != AC_BATTERY)
+            text = f"{len(self._reports)} inverters, {watts:.0f} W; newest report {duration(age)} ago"
+        text += f"; {self._delivery.status()}"
         if poller.outage.reason:
-            text += f"; Envoy for {duration(poller.outage.seconds)}: {poller.outage.reason}"
+            text += f"; gateway for {duration(poller.outage.seconds)}: {poller.outage.reason}"
         return text
+
+    def _say_dead(self, dead: set[str], newest: int) -> None:
+        """Log once which units have not reported for a week when others have: one line for all."""
+        if news := sorted(dead - self._dead):
+            date = time.strftime("%Y-%m-%d", time.gmtime(newest - DEAD_AFTER_S))
+            _log.info(
+                "treated as removed and not posted, because they last reported before %s: %s", date, ", ".join(news)
+            )
+        self._dead = dead
+
+    def _say_batteries(self, batteries: set[str]) -> None:
+        if news := sorted(batteries - self._batteries):
+            _log.info("AC batteries, posted like inverters but not summed as production: %s", ", ".join(news))
+            self._batteries |= batteries

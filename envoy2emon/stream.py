@@ -1,78 +1,105 @@
 """Daemon 1: the gateway's meter stream, or where owners are kept from it its meter reports, to EmonCMS.
 
-The law of this file: each event that the gateway sends becomes one row, dated when it was measured as nearly as can be
-known.
+Each event that the gateway sends becomes one row, dated when it was measured as nearly as can be known.
 """
 
-import threading
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from envoy2emon import __version__
+from envoy2emon.emoncms.delivery import Delivery
 from envoy2emon.gateway.bursts import Arrival, Bursts
-from envoy2emon.emoncms.courier import Courier
-from envoy2emon.rows import Selection, stream_row
-from envoy2emon.outage import duration
+from envoy2emon.gateway.client import Gateway
 from envoy2emon.gateway.reader import Reader
 from envoy2emon.gateway.readings import MeterReading
+from envoy2emon.gateway.tokens import Tokens
+from envoy2emon.outage import REFUSED_WAIT_S, duration
+from envoy2emon.rows import SECTION_NAMES, Selection, Undated, stream_inputs
+from envoy2emon.settings import Settings
+from envoy2emon.systemd import Daemon, be_the_only, state_directory
+
+if TYPE_CHECKING:
+    from envoy2emon.live.server import Live
+
+_log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Run the daemon until it is stopped and return its exit status. Raises AlreadyRuns."""
+    daemon: Daemon[Arrival] = Daemon(environ)
+    state = state_directory(environ)
+    be_the_only("stream", state)
+    _log.info(
+        "envoy2emon %s: reads the meters of the gateway at %s, posts to %s as node %s",
+        __version__,
+        settings.envoy_host,
+        settings.emoncms_url,
+        settings.emoncms_node,
+    )
+    tokens = Tokens(settings, state)
+    silence = float(settings.stream_timeout_s)
+    reader = Reader(Gateway(settings, tokens), daemon.inbox, settings.stream_source, silence)
+    delivery = Delivery.to(settings, settings.emoncms_node, state, "stream")
+    live = None
+    if settings.live_listen:
+        from envoy2emon.live.server import Live  # noqa: PLC0415 - asyncio takes 30 ms and 5 MB that most owners spare
+
+        live = Live(settings.live_listen, state)
+        live.start()
+    stream = Stream(daemon, selection(settings), delivery, live)
+    daemon.start("reader", reader.run, patience=silence + REFUSED_WAIT_S)
+    thread = daemon.start("delivery", delivery.run, patience=REFUSED_WAIT_S + delivery.interval)
+
+    def tick() -> str:
+        delivery.save()
+        return stream.status(reader) + tokens.status()
+
+    status = daemon.run(stream.take, stream.look, tick)
+    stream.close()
+    delivery.finish(thread)
+    return status
+
+
+def selection(settings: Settings) -> Selection:
+    """Return what the owner wants to become inputs."""
+    return Selection(
+        settings.stream_sections,
+        settings.stream_phases,
+        settings.stream_keys,
+        settings.stream_min_production_w,
+        settings.stream_net == "calculated",
+    )
 
 
 class Stream:
-    """What becomes of readings: dated, delivered as rows, shown; and how it stands.
+    """What the main thread does with arrivals: dates bursts, appends rows, shows readings, says how it stands."""
 
-    The reader thread takes arrivals; the main thread looks after what has to wait, when it is woken.
-    """
-
-    def __init__(
-        self,
-        node: str,
-        selection: Selection,
-        courier: Courier,
-        show: Callable[[MeterReading], None] | None,
-        wake: Callable[[float], None],
-        clock: Callable[[], float],
-    ) -> None:
-        self._node = node
-        self._selection = selection
-        self._courier = courier
-        self._show = show
-        self._wake = wake
-        self._clock = clock
-        self._lock = threading.Lock()
+    def __init__(self, daemon: Daemon[Arrival], chosen: Selection, delivery: Delivery, live: "Live | None") -> None:
+        self._daemon = daemon
+        self._selection = chosen
+        self._delivery = delivery
+        self._live = live
         self._bursts = Bursts()
         self._latest: MeterReading | None = None
+        self._known = {SECTION_NAMES[name] for name in chosen.sections}  # what is posted, or was said not to be
 
     def take(self, arrival: Arrival) -> None:
-        """Take what has arrived; readings that may have been held back wait for what follows on their heels."""
-        with self._lock:
-            self._append(self._bursts.take(arrival))
-            wait = self._release()
-        if wait is not None:
-            self._wake(wait)
+        """Take what has arrived; readings that the gateway may have held back wait for what follows at once."""
+        self._append(self._bursts.take(arrival))
 
     def look(self) -> float | None:
-        """Look after what waits, and return the seconds until it is to be looked after again."""
-        with self._lock:
-            wait = self._release()
-        self._courier.look()
-        return wait
-
-    def close(self) -> None:
-        """Take what is held, for the process ends."""
-        with self._lock:
-            self._append(self._bursts.release(float("inf")))
-
-    def _release(self) -> float | None:
-        now = self._clock()
+        """Take what has waited, and return the seconds until it is to be looked after again."""
+        now = time.monotonic()
         self._append(self._bursts.release(now))
         return self._bursts.wait(now)
 
-    def _append(self, readings: list[MeterReading]) -> None:
-        if readings:
-            self._latest = readings[-1]
-            rows = [stream_row(reading, self._node, self._selection) for reading in readings]
-            self._courier.take([row for row in rows if row.inputs])
-            if self._show:
-                for reading in readings:
-                    self._show(reading)
+    def close(self) -> None:
+        """Take what is held, because the process ends."""
+        self._append(self._bursts.release(float("inf")))
+        if self._live:
+            self._live.close()
 
     def status(self, reader: Reader) -> str:
         """Say how it stands, in words for STATUS=."""
@@ -84,8 +111,33 @@ class Stream:
                 for name, word in (("production", "generating"), ("total-consumption", "consuming"))
                 if (powers := [phase["p"] for phase in self._latest.sections.get(name, {}).values() if "p" in phase])
             ]
-            text = f"{', '.join(told) or 'reading'}; last reading {duration(self._clock() - self._latest.at)} ago"
-        text += f"; {self._courier.status()}"
+            text = f"{', '.join(told) or 'reading'}; last reading {duration(time.monotonic() - self._latest.at)} ago"
+        text += f"; {self._delivery.status()}"
         if reader.outage.reason:
-            text += f"; Envoy for {duration(reader.outage.seconds)}: {reader.outage.reason}"
-        return text + (f"; {reader.bad} bad events skipped" if reader.bad else "")
+            text += f"; gateway for {duration(reader.outage.seconds)}: {reader.outage.reason}"
+        if reader.bad:
+            text += f"; {reader.bad} bad events skipped"
+        if self._live and self._live.trouble:
+            text += f"; {self._live.trouble}"
+        return text
+
+    def _append(self, readings: list[MeterReading]) -> None:
+        if not readings:
+            return
+        if self._latest is None:
+            self._daemon.tick_now()
+        self._latest = readings[-1]
+        named = [Undated(reading.at, stream_inputs(reading, self._selection)) for reading in readings]
+        self._delivery.append([row for row in named if row.inputs])
+        for reading in readings:
+            if not reading.sections.keys() <= self._known:
+                self._say_unposted(reading)
+            if self._live:
+                self._live.show(reading)
+
+    def _say_unposted(self, reading: MeterReading) -> None:
+        """Log once what the gateway sends and nobody posts."""
+        for section in sorted(reading.sections.keys() - self._known):
+            name = next(name for name, section_name in SECTION_NAMES.items() if section_name == section)
+            _log.info("the gateway also sends %s, which is not posted: STREAM_SECTIONS can name %s", section, name)
+        self._known |= reading.sections.keys()

@@ -1,9 +1,10 @@
-"""How a process lives under systemd: stop, READY, WATCHDOG, STATUS.
+"""A daemon's life under systemd: one of its kind, stop, READY, STATUS, WATCHDOG, worker threads.
 
-The law of this file: the main thread never waits for a neighbour. It waits to be stopped or woken, and pings the
-watchdog only while every worker's loop turns. Sources: sd_notify(3), sd_watchdog(3).
+The main thread never waits for a neighbour: it waits for its inbox, and pings the watchdog only while every worker's
+loop turns. Sources: sd_notify(3), sd_watchdog(3).
 """
 
+import fcntl
 import logging
 import os
 import queue
@@ -13,6 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
+
+from envoy2emon.words import clean
 
 # Two looks at the backlog and two STATUS= lines are this far apart, two watchdog pings at most.
 TICK_S = 5.0
@@ -21,7 +25,12 @@ TICK_S = 5.0
 TURN_WITHIN_S = 300.0
 _LONGEST_STATUS = 1000
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+class AlreadyRuns(Exception):
+    """Another daemon of this kind uses the same state directory; the text names it."""
 
 
 def state_directory(environ: Mapping[str, str]) -> Path | None:
@@ -34,31 +43,67 @@ def state_directory(environ: Mapping[str, str]) -> Path | None:
     return Path(home) / ".local/state/envoy2emon" if home else None
 
 
-def boot_id(environ: Mapping[str, str]) -> str:
-    """Name this boot of the machine: the unit passes it on, since ProcSubset=pid hides /proc/sys."""
+def become_owner(state: Path | None) -> None:
+    """Where root starts a daemon by hand, go on as the user of the service, who could not use root's files."""
+    if state is None or os.geteuid() != 0 or not state.is_dir():
+        return
+    owner = state.stat()
+    if owner.st_uid:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
+def be_the_only(name: str, state: Path | None) -> int | None:
+    """Lock the daemon's place in the state directory for as long as the process lives. Raises AlreadyRuns.
+
+    Returns the lock's descriptor; None where there is no directory that can be written, and so nothing to share.
+    """
+    if state is None:
+        return None
     try:
-        return environ.get("ENVOY2EMON_BOOT_ID") or Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(state / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        _log.debug("no lock in %s: %s", state, error)
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return os.urandom(16).hex()
+        process = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+        raise AlreadyRuns(f"another envoy2emon {name} (pid {clean(process)}) uses {state}") from None
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:  # a full disk: the lock holds all the same
+        _log.debug("no pid in %s: %s", state, error)
+    return lock
 
 
-class Service:
-    """A daemon's main thread and its workers."""
+class Daemon(Generic[T]):
+    """A daemon's main thread, its workers, and its inbox, into which they put what they have for it."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        # Seconds until it is wanted; None: stop. An Event would not do: a signal's handler may not set one.
-        self._inbox: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+    def __init__(self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
+        # None: stop. An Event would not do: a signal's handler may not set one, and SimpleQueue.put is reentrant.
+        self.inbox: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._clock = clock
         self._turned: dict[str, tuple[float, float]] = {}
         self._died = False
         self._stuck: list[str] = []
-        address = os.environ.get("NOTIFY_SOCKET", "")
+        address = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._notifier.settimeout(0.5)  # at boot systemd may be behind with its mail, and READY=1 is said but once
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._inbox.put(None))  # SimpleQueue.put is reentrant
-        self._tick = min(TICK_S, int(os.environ.get("WATCHDOG_USEC", "0") or "0") / 3e6 or TICK_S)
+            signal.signal(number, lambda *_: self.inbox.put(None))
+        try:
+            watchdog = int(environ.get("WATCHDOG_USEC", "0")) / 3e6
+        except ValueError:
+            watchdog = 0.0
+        self._tick = min(TICK_S, watchdog or TICK_S)
+        self._next_tick = clock()
 
-    def start(self, name: str, loop: Callable[[Callable[[], None]], None], *, patience: float = 0.0) -> None:
+    def start(self, name: str, work: Callable[[Callable[[], None]], None], patience: float = 0.0) -> threading.Thread:
         """Start a worker. It calls its argument once a turn, every TURN_WITHIN_S + patience seconds at the latest.
 
         A worker that raises ends the process, with its traceback.
@@ -67,45 +112,46 @@ class Service:
         def turned() -> None:
             self._turned[name] = (self._clock(), patience)
 
-        def work() -> None:
+        def run() -> None:
             try:
-                loop(turned)
+                work(turned)
             except BaseException:  # noqa: BLE001 - whatever it is, it is logged whole
                 _log.critical("the %s thread died", name, exc_info=True)
                 self._died = True
-                self._inbox.put(None)
+                self.inbox.put(None)
 
         turned()
-        threading.Thread(target=work, name=name, daemon=True).start()
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
 
-    def wake(self, seconds: float) -> None:
-        """Have the main thread look in so many seconds; from any thread."""
-        self._inbox.put(seconds)
-
-    def run(self, look: Callable[[], float | None], status: Callable[[], str]) -> int:
+    def run(self, take: Callable[[T], None], look: Callable[[], float | None], tick: Callable[[], str]) -> int:
         """Serve until SIGTERM or SIGINT and return 0, or until a worker dies and return 1.
 
-        look: called once a tick, when it is woken, and after the seconds that it asked for last.
+        take: called with what is in the inbox. look: called after that, and after the seconds that it asked for last.
+        tick: called every TICK_S or sooner, and returns words for STATUS=.
         """
         self._notify("READY=1")
-        due = next_tick = self._clock()
         while True:
+            wanted = look()
             now = self._clock()
-            if now >= due:
-                wanted = look()
-                if now >= next_tick:
-                    self._report(status())
-                    next_tick = now + self._tick
-                due = next_tick if wanted is None else min(next_tick, now + wanted)
+            if now >= self._next_tick:
+                self._report(tick())
+                self._next_tick = now + self._tick
+            wait = self._next_tick - now
             try:
-                seconds = self._inbox.get(timeout=max(0.0, due - now))
+                item = self.inbox.get(timeout=max(0.0, wait if wanted is None else min(wait, wanted)))
             except queue.Empty:
                 continue
-            if seconds is None:
+            if item is None:
                 break
-            due = min(due, self._clock() + seconds)
+            take(item)
         self._notify("STOPPING=1")
         return 1 if self._died else 0
+
+    def tick_now(self) -> None:
+        """Have tick() called next, because what STATUS= says is no longer true."""
+        self._next_tick = self._clock()
 
     def _report(self, status: str) -> None:
         now = self._clock()
@@ -113,14 +159,12 @@ class Service:
         if stuck and stuck != self._stuck:
             _log.error("the %s thread is stuck: systemd will restart the daemon", " and ".join(stuck))
         self._stuck = stuck
-        # In one line: a neighbour's words may be in it, and a line of its own would be an order to systemd.
-        self._notify(f"STATUS={' '.join(status.split())[:_LONGEST_STATUS]}" + ("" if stuck else "\nWATCHDOG=1"))
+        # Cleaned, which makes it one line: a line of its own in a neighbour's words would be an order to systemd.
+        self._notify(f"STATUS={clean(status, _LONGEST_STATUS)}" + ("" if stuck else "\nWATCHDOG=1"))
 
     def _notify(self, text: str) -> None:
         if self._address:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-                notify.settimeout(0.5)  # at boot systemd may be behind with its mail, and READY=1 is said but once
-                try:
-                    notify.sendto(text.encode(), self._address)
-                except OSError as error:
-                    _log.debug("sd_notify: %s", error)
+            try:
+                self._notifier.sendto(text.encode(), self._address)
+            except OSError as error:
+                _log.debug("sd_notify: %s", error)

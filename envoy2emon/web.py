@@ -85,8 +85,11 @@ def body(response: requests.Response, most: int = MOST_BYTES) -> str:
 
     The connection is kept for the next request if the body was read to its end.
     """
+    content = b""
     with in_words(), response:
-        content: bytes = response.raw.read(most + 1, decode_content=False)
+        # The last read, of nothing, is the one that notices a body that was cut.
+        while len(content) <= most and (data := response.raw.read(most + 1, decode_content=False)):
+            content += data
     if len(content) > most:
         raise Failed("answers without end")
     return content.decode(errors="replace")

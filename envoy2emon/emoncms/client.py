@@ -103,7 +103,8 @@ class EmonCMS:
 
     def version(self) -> str:
         """Ask what it is: a text such as 11.16.8, for which EmonCMS wants no key. Raises Unavailable, Unauthorized."""
-        return clean(self._get("/version"), 100)
+        text: str = clean(self._get("/version"), 100)
+        return text
 
     def close(self) -> None:
         """Close the connection."""

@@ -7,18 +7,23 @@ leaves out what is there. The same holds for what an earlier run left: EmonCMS i
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from envoy2emon.emoncms.backlog import Backlog, Block
 from envoy2emon.emoncms.client import EmonCMS, Rejected, Unauthorized, Unavailable
+from envoy2emon.emoncms.disk import Disk
 from envoy2emon.outage import Outage, duration
-from envoy2emon.rows import Row, not_applied
+from envoy2emon.rows import Row, Undated, not_applied
+from envoy2emon.settings import Settings
 
 MOST_WAIT_S = 60.0
 # A worker with nothing to do shows that it is alive.
 IDLE_S = 60.0
 # A server that lost its client goes on applying rows: only two equal answers tell that it has ended.
 ASK_AGAIN_S = 1.0
+# A post that is under way at SIGTERM may end in peace for so long; then the stop stays below 2 s.
+LAST_POST_S = 1.0
 # So many rows rejected one after the other are no bad rows: EmonCMS takes none at all (node limit, access).
 MOST_REJECTED = 10
 # So often a row may go again that EmonCMS shows already: one of its processes brings PHP down each time.
@@ -45,7 +50,7 @@ class Delivery:
         self.outage = outage or Outage("EmonCMS", MOST_WAIT_S, clock)
         self._backlog = backlog
         self._emoncms = emoncms
-        self._interval = interval
+        self.interval = interval
         self._clock = clock
         self._stopping = threading.Event()
         self._in_doubt = len(backlog) > 0
@@ -55,8 +60,17 @@ class Delivery:
         self._shown_row: Row | None = None  # goes again, though EmonCMS shows it
         self._shown_times = 0
 
+    @classmethod
+    def to(cls, settings: Settings, node: str, state: Path | None, name: str) -> "Delivery":
+        """Make the way to a node of the owner's EmonCMS, with what an earlier run of daemon `name` left in `state`."""
+        backlog = Backlog(Disk(state and state / f"{name}.sqlite"), float(settings.backlog_hours) * 3600)
+        if len(backlog):
+            _log.info("%s of an earlier run waiting to be delivered", rows_in_words(len(backlog)))
+        emoncms = EmonCMS(settings.emoncms_url, settings.emoncms_apikey, node, settings.emoncms_cert_sha256)
+        return cls(backlog, emoncms, float(settings.emoncms_interval_s))
+
     def run(self, turned: Callable[[], None]) -> None:
-        """Deliver until stop(), and what waits then once more."""
+        """Deliver until finish(), and what waits then once more."""
         while True:
             turned()
             last = self._stopping.is_set()
@@ -65,10 +79,20 @@ class Delivery:
                 return
             self._stopping.wait(wait)
 
-    def stop(self) -> None:
-        """End run() behind a last post, without waiting for the interval."""
+    def finish(self, thread: threading.Thread) -> None:
+        """End the delivery thread behind a last post that may take LAST_POST_S, and save what waits all the same."""
         self._stopping.set()
         self._backlog.hurry()
+        thread.join(LAST_POST_S)
+        self.save(now=True)
+
+    def append(self, rows: Sequence[Row | Undated]) -> None:
+        """Add new rows."""
+        self._backlog.append(rows)
+
+    def save(self, *, now: bool = False) -> None:
+        """Save what has waited for a while, or all of it."""
+        self._backlog.save(self._emoncms.clock.ahead, now=now)
 
     def attempt(self) -> float:
         """Do what is next, and return the seconds to wait before the next attempt."""
@@ -82,7 +106,7 @@ class Delivery:
             began, self._under_way = self._clock(), len(block.times)
             self._deliver(block)
         except Unavailable as trouble:
-            return max(self.outage.fails(str(trouble)), self._interval)
+            return max(self.outage.fails(str(trouble)), self.interval)
         except Unauthorized as trouble:
             return self.outage.refused(str(trouble))
         except TakesNone as trouble:
@@ -94,7 +118,7 @@ class Delivery:
         self._backlog.done(block)
         self.outage.ends(f"; {rows_in_words(waited)} waited and are being delivered")
         self.outage.steady()
-        return max(0.0, began + self._interval - self._clock())
+        return max(0.0, began + self.interval - self._clock())
 
     def status(self) -> str:
         """Say how it stands, in words for STATUS=."""
