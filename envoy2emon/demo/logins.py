@@ -60,11 +60,10 @@ class DigestLogin:
 class TokenLogin:
     """Tokens and sessions of firmware >= 7, users `owner` and `installer`.
 
-    owner_reads_stream: None goes by the firmware. refused: tokens that are rejected though they look right.
+    refused: tokens that are rejected though they look right. max_sessions: how many there are at the same time.
     """
 
     def __init__(self) -> None:
-        self.owner_reads_stream: bool | None = None
         self.refused: set[str] = set()
         self.max_sessions = 8
         self._sessions: dict[str, tuple[str, float]] = {}  # whose it is, and when it ends unless it is used
@@ -88,9 +87,7 @@ class TokenLogin:
     def may_read(self, user: str, path: str, version: tuple[int, ...]) -> bool:
         """Tell whether this user may read this path on this version of the firmware."""
         # One site each: owners read the stream on D7.0.88, do not on D7.6.175, and do again on D8.3.6086.
-        by_firmware = not (7, 6) <= version < (8, 3)
-        owners = by_firmware if self.owner_reads_stream is None else self.owner_reads_stream
-        return user == "installer" or path != STREAM or owners
+        return user == "installer" or path != STREAM or not (7, 6) <= version < (8, 3)
 
     def open_session(self, user: str, cookie: str) -> str | None:
         """Return this cookie's session or a new one, None when there are too many."""
@@ -111,8 +108,8 @@ class TokenLogin:
             morsel = SimpleCookie(cookie).get("sessionId")
         except CookieError:
             return None
-        _, end = self._sessions.get(morsel.value, ("", 0.0)) if morsel else ("", 0.0)
-        return morsel.value if morsel and end > time.monotonic() else None
+        session = morsel.value if morsel else ""
+        return session if session in self._sessions and self._sessions[session][1] > time.monotonic() else None
 
 
 def make_token(serial: str, expires_at: float, user: str = "owner") -> str:
