@@ -1,15 +1,14 @@
 """The clocks of a daemon that runs, moved by a test: without root, and nobody else's clock moves.
 
-The law of this file: a jump moves what the process reads as wall clock and nothing else; a reboot gives the machine
-another boot's name and starts its monotonic clock at 0; time that runs faster does so for both clocks and for all that
-the process waits for by itself, while its sockets keep the true time.
+A jump moves what the process reads as wall clock and nothing else; after a reboot the monotonic clock begins at 0; time
+that runs faster does so for both clocks and for all that the process waits for by itself, while its sockets keep the
+true time.
 """
 
 import calendar
 import os
 import time
 from pathlib import Path
-from uuid import uuid4
 
 from tests.daemons import altered
 
@@ -68,9 +67,8 @@ class Clocks:
         os.replace(new, self._file)  # noqa: PTH105 - at once: a process may read it at any time
 
     def reboot(self) -> None:
-        """Let what is started from now on be of another boot of the machine, which has just begun."""
-        booted_at = time.monotonic() + self._gained()
-        self.environment |= {"BOOTED_AT": str(booted_at), "ENVOY2EMON_BOOT_ID": uuid4().hex}
+        """Let what is started from now on run on a computer that has just booted."""
+        self.environment["BOOTED_AT"] = str(time.monotonic() + self._gained())
 
     def _gained(self) -> float:
         return (time.monotonic() - self._began) * (self._faster - 1)

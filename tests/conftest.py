@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.emoncms import StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
 from tests.certificates import Certificate, self_signed
 from tests.daemons import Daemon, skip_or_fail
 from tests.emoncms import AnyEmonCMS
@@ -21,7 +21,7 @@ from tests.meter import Meter
 StartDaemon = Callable[..., Daemon]
 
 # A file is one worker's. These take longest: begun last, they would keep one worker busy alone at the end.
-LONGEST = ("test_install", "test_systemd", "test_envoy_faults", "test_live_daemon", "test_knocks")
+LONGEST = ("test_install", "test_systemd", "test_envoy_faults", "test_live_daemon")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

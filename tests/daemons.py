@@ -1,6 +1,6 @@
 """The daemons as real processes.
 
-The law of this file: a daemon meets nothing of this machine but its interpreter, and nothing of it remains.
+A daemon meets nothing of this computer but its interpreter, and nothing of it remains.
 """
 
 import os

@@ -1,15 +1,13 @@
-"""A TCP proxy whose faults are switched while it runs: between a daemon and either simulator, TLS or not.
+"""A TCP proxy whose faults are switched while it runs: between a daemon and either of its neighbours, TLS or not.
 
-The law of this file: bytes pass unchanged and at once, ends of streams and resets too, except for the fault in force.
+Bytes pass unchanged and at once, ends of streams and resets too, except for the fault in force.
 """
 
-import select
 import socket
 import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Literal, Self
 
@@ -17,18 +15,10 @@ Mode = Literal["pass", "refuse", "reset", "stall", "drip", "flood", "canned"]
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s
 
 
-@dataclass
-class Visit:
-    """A client's connection: the monotonic times of its begin, and of its end by whichever side."""
-
-    begin: float
-    end: float = float("inf")
-
-
 class FaultProxy:
     """Listens at `host`:`port` while the `with` lasts and connects to the target as soon as a client says something.
 
-    visits: each accepted connection; attempts: when; open: how many there are. None is seen in `refuse`.
+    attempts: when connections were accepted, monotonic s; open: how many there are. None is seen in `refuse`.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -39,7 +29,7 @@ class FaultProxy:
             probe.bind(("127.0.0.1", 0))
             self._listener = socket.create_server(probe.getsockname())
         self.host, self.port = self._listener.getsockname()
-        self.visits: list[Visit] = []
+        self.attempts: list[float] = []
         self.changed = Condition()
         self.mode: Mode = "pass"
         self.rate = 1.0
@@ -57,11 +47,6 @@ class FaultProxy:
         self._closed = True
         self.refuse()
         self._listener.close()
-
-    @property
-    def attempts(self) -> list[float]:
-        """When connections were accepted."""
-        return [visit.begin for visit in self.visits]
 
     @property
     def open(self) -> int:
@@ -135,7 +120,7 @@ class FaultProxy:
                 continue
             pair = _Pair(self, client)
             with self.changed:
-                self.visits.append(pair.visit)
+                self.attempts.append(time.monotonic())
                 self._pairs.add(pair)
                 self.changed.notify_all()
             Thread(target=self._serve, args=(pair,), daemon=True).start()
@@ -157,9 +142,6 @@ class _Pair:
         self.server: socket.socket | None = None
         self.budget: int | None = None  # bytes downstream until the cut
         self.reset = self.ended = False
-        self.visit = Visit(time.monotonic())
-        self._watch = Thread(target=self._note_end, daemon=True)
-        self._watch.start()
         self._downstream = Thread(target=self._pump_down, daemon=True)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -189,15 +171,6 @@ class _Pair:
         if self.server:
             self.server.shutdown(socket.SHUT_WR)
             self._downstream.join()
-
-    def _note_end(self) -> None:
-        """See the client leave, also while nothing of it is read: in a stall, it is the client that ends it."""
-        end = select.poll()
-        end.register(self.client, select.POLLRDHUP)
-        end.poll()
-        with self.proxy.changed:
-            self.visit.end = time.monotonic()
-            self.proxy.changed.notify_all()
 
     def _pump_down(self) -> None:
         assert self.server
@@ -259,7 +232,6 @@ class _Pair:
         if self.server:
             self._downstream.join()
             self.server.close()
-        self._watch.join()
         if self.reset:
             self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.client.close()

@@ -1,7 +1,7 @@
 """A process under measurement: the stream daemon, or the reference, in an environment of its own.
 
-The law of this file: what is measured is this process alone, all its threads included. CPU time is that of
-/proc/PID/task/*/schedstat, wake-ups are voluntary context switches, memory is VmRSS.
+What is measured is this process alone, all its threads included. CPU time is that of /proc/PID/task/*/schedstat,
+wake-ups are voluntary context switches, memory is VmRSS.
 """
 
 import os

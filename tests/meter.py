@@ -1,6 +1,6 @@
-"""Numbered events on their way from the Envoy through a daemon to EmonCMS.
+"""Numbered events on their way from the gateway through a daemon to EmonCMS.
 
-The law of this file: each event carries its number in a phase's frequency, so loss and doubling are counted exactly.
+Each event carries its number in a phase's frequency, so loss and doubling are counted exactly.
 """
 
 import time
@@ -8,31 +8,31 @@ from collections import Counter
 from collections.abc import Callable
 from threading import Event
 
-from envoy2emon.gateway.bursts import HEEL_S
+from envoy2emon.demo.emoncms import PHP_DOWN, StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 from tests.daemons import Daemon
 
-AWAY = Fault((502, ""))
+AWAY = PHP_DOWN
+ALONE_S = 0.15  # what follows the first event sooner would be taken for a burst
 # A third of it is the time between two looks at the backlog.
 QUICK = {"WATCHDOG_USEC": "600000"}
 NUMBER = "prod_ph-a_frequency"
 
 
 class Meter:
-    """Sends numbered events through a simulated Envoy and knows what arrived of them."""
+    """Sends numbered events through a simulated gateway and knows what arrived of them."""
 
     def __init__(self, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
         self.envoy, self.emoncms = envoy, emoncms
         self.sent: list[float] = []  # wall clock
 
     def send(self, count: int, pace: float = 0.02) -> None:
-        """Send events one by one; what follows on the heels of the first would be taken for held back, and spread."""
+        """Send events one by one."""
         pause = Event()
         for number in range(count):
             self.envoy.emit(self.event())
-            pause.wait(pace if number else 5 * HEEL_S)
+            pause.wait(pace if number else ALONE_S)
 
     def event(self) -> str:
         """Make the next event."""

@@ -1,7 +1,7 @@
 """The neighbours of a process that is measured, in a process of their own: their work is not counted as its work.
 
-The law of this file: each event carries its number, so that its arrival can be told from all others. Times are
-monotonic seconds, which all processes of a machine share.
+Each event carries its number, so that its arrival can be told from all others. Times are monotonic seconds, which all
+processes of a computer share.
 """
 
 import selectors
@@ -13,9 +13,9 @@ from multiprocessing import get_context
 from multiprocessing.managers import BaseManager
 from typing import Literal
 
+from envoy2emon.demo.emoncms import PHP_DOWN, StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
 
 NUMBERED = THREE_PHASE_EVENT.replace('"p":54.745', '"p":%d', 1)
 INPUT = "prod_ph-a_wNow"
@@ -37,7 +37,7 @@ class _EmonCMS(StandInEmonCMS):
 
 
 class Peers:
-    """A simulated Envoy and a stand-in for EmonCMS, whose stream and rows are counted."""
+    """A simulated gateway and a stand-in for EmonCMS, whose stream and rows are counted."""
 
     def __init__(self) -> None:
         self._envoy, self._emoncms = SimulatedEnvoy(), _EmonCMS()
@@ -100,7 +100,7 @@ class Peers:
 
     def go_away(self) -> None:
         """Let EmonCMS answer every post with 502."""
-        self._emoncms.fault = Fault((502, ""))
+        self._emoncms.fault = PHP_DOWN
 
     def come_back(self) -> None:
         """Let EmonCMS answer again."""

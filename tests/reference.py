@@ -1,7 +1,7 @@
 """What the benchmark measures against: the loop of the forum scripts, `python -m tests.reference`.
 
-The law of this file: it does what they did and nothing more, for its cost is the measure of ours. Settings come from
-the environment: ENVOY_HOST, ENVOY_PASSWORD, EMONCMS_URL, EMONCMS_APIKEY.
+It does what they did and nothing more, because its cost is the measure of ours. Settings come from the environment:
+ENVOY_HOST, ENVOY_PASSWORD, EMONCMS_URL, EMONCMS_APIKEY.
 """
 
 import json

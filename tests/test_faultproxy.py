@@ -140,21 +140,6 @@ def test_stall(line: Line, proxy: FaultProxy, target: socket.socket) -> None:
     assert read(target.accept()[0], 4) == b"late"
 
 
-def test_the_end_of_a_visit_is_seen(line: Line, proxy: FaultProxy) -> None:
-    """Who leaves in a stall is seen to leave, and who was cut off was there until then."""
-    proxy.stall()
-    before = time.monotonic()
-    line.client.close()
-    proxy.wait_for(lambda: proxy.visits[0].end < time.monotonic())
-    assert before < proxy.visits[0].end
-    proxy.pass_through()
-    with socket.create_connection((proxy.host, proxy.port)):
-        proxy.wait_for(lambda: len(proxy.visits) == 2)
-        assert proxy.visits[1].end > time.monotonic()
-        proxy.cut()
-        proxy.wait_for(lambda: proxy.visits[1].end < time.monotonic())
-
-
 def test_cut_now(line: Line, proxy: FaultProxy, target: socket.socket) -> None:
     """A cut now ends what is open at both ends; a new connection passes."""
     proxy.cut()
