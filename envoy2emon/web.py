@@ -3,12 +3,14 @@
 Whatever requests, urllib3 and the modules below them raise becomes Failed here, told by their classes.
 """
 
+import hashlib
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -26,15 +28,19 @@ from envoy2emon import __version__
 
 # `input/get` of a node with 200 inputs is 15 kB, 51 inverters are 10 kB.
 MOST_BYTES = 1024 * 1024
+CONNECT_S = 10.0
 
 _SLOW, _TLS = "does not answer in time", "does not speak TLS as it should"
+_NO_NAME = "has a name that cannot be resolved"
+_UNTRUSTED = "has a certificate that this computer does not trust"
+_OTHER = "has another certificate than the one that is set"
 # The first that fits one of an error's causes says what happened.
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    ((NameResolutionError, LocationParseError, UnicodeError), "has a name that cannot be resolved"),
+    ((NameResolutionError, LocationParseError, UnicodeError, socket.gaierror), _NO_NAME),
     ((ConnectionRefusedError,), "refuses the connection"),
     ((ConnectTimeoutError, requests.ConnectTimeout), "does not answer"),
     ((urllib3.exceptions.TimeoutError, requests.Timeout, TimeoutError), _SLOW),
-    ((ssl.SSLCertVerificationError,), "has a certificate that this computer does not trust"),
+    ((ssl.SSLCertVerificationError,), _UNTRUSTED),
     ((urllib3.exceptions.SSLError, requests.exceptions.SSLError, ssl.SSLError), _TLS),
     ((NewConnectionError,), "cannot be reached"),
     ((ConnectionError, IncompleteRead, ProtocolError), "closed the connection"),
@@ -45,12 +51,27 @@ class Failed(Exception):
     """A request that got no whole answer; the text goes behind the name of who was asked: "closed the connection"."""
 
 
+class NoName(Failed):
+    """There is no such name, or none that could be looked up."""
+
+
+class Untrusted(Failed):
+    """TLS did not come about: perhaps because of the certificate."""
+
+
+class _Session(requests.Session):
+    """Follows no redirect: requests would read its body to the end, however long, to know where it leads."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - as Session has it
+        return None
+
+
 class _Adapter(HTTPAdapter):
     """One server's connections: `pin` is the SHA-256 of the only certificate that is accepted, in hex."""
 
-    def __init__(self, pin: str | None, *, trust: bool, retry: urllib3.Retry | None) -> None:
+    def __init__(self, pin: str | None, *, trust: bool) -> None:
         self._pin, self._trust = pin, trust
-        super().__init__(max_retries=retry or 0)
+        super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as HTTPAdapter has it
         if self._pin or self._trust:
@@ -60,19 +81,18 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, **kwargs)
 
 
-def session(
-    pin: str | None = None, *, trust: bool = False, cookies: bool = False, retry: urllib3.Retry | None = None
-) -> requests.Session:
-    """Make a session that follows no redirect by itself and asks no proxy, .netrc or environment.
+def session(pin: str | None = None, *, trust: bool = False, cookies: bool = False) -> requests.Session:
+    """Make a session that follows no redirect and asks no proxy, .netrc or environment.
 
     pin: accept only the certificate with this SHA-256. trust: accept any certificate if there is no pin. cookies: keep
-    them. retry: what is tried again at once; nothing by default.
+    them.
     """
-    made = requests.Session()
+    made = _Session()
     made.trust_env = False
     made.verify = not (pin or trust)
-    made.mount("https://", _Adapter(pin, trust=trust, retry=retry))
-    made.mount("http://", HTTPAdapter(max_retries=retry or 0))
+    made.mount("https://", _Adapter(pin, trust=trust))
+    if trust:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     # Nothing compressed: a bomb of 1 MiB would unpack to 1 GiB.
     made.headers.update({"User-Agent": f"envoy2emon/{__version__}", "Accept-Encoding": "identity"})
     if not cookies:
@@ -100,9 +120,34 @@ def in_words(seconds: float = 0.0) -> Iterator[None]:
     """Raise Failed for every way in which a request can fail; `seconds` is the longest wait for an answer."""
     try:
         yield
-    # ValueError, UnicodeError and HTTPException come through requests where a neighbour sends what nobody should.
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, HTTPException, ValueError) as error:
-        raise Failed(_words(error, seconds)) from error
+    except Failed:
+        raise
+    # Beside its own exceptions requests lets through what a neighbour's head makes the modules below it raise:
+    # ValueError, HTTPException, and for `Content-Type: text/html; charset` an AttributeError (2.34).
+    except Exception as error:
+        words = _words(error, seconds)
+        kind = NoName if words == _NO_NAME else Untrusted if words in (_TLS, _UNTRUSTED, _OTHER) else Failed
+        raise kind(words) from error
+
+
+def fingerprint(url: str) -> str:
+    """Return the SHA-256 of the certificate that the server of an https URL shows, in hex. Raises Failed."""
+    parts = urlsplit(url)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        in_words(),
+        socket.create_connection((parts.hostname or "", parts.port or 443), CONNECT_S) as plain,
+        context.wrap_socket(plain, server_hostname=parts.hostname) as encrypted,
+    ):
+        return hashlib.sha256(encrypted.getpeercert(binary_form=True) or b"").hexdigest()
+
+
+def shown_fingerprint(response: requests.Response) -> str:
+    """Return the SHA-256 of the certificate behind a response whose body is unread, "" if it is not known any more."""
+    encrypted = getattr(response.raw.connection, "sock", None)
+    certificate = encrypted.getpeercert(binary_form=True) if isinstance(encrypted, ssl.SSLSocket) else None
+    return hashlib.sha256(certificate).hexdigest() if certificate else ""
 
 
 def _words(error: Exception, seconds: float) -> str:
@@ -111,7 +156,7 @@ def _words(error: Exception, seconds: float) -> str:
     if words == _SLOW and seconds:
         return f"does not answer within {seconds:.0f} s"
     if words == _TLS and any("ingerprint" in str(cause) for cause in causes):
-        return "has another certificate than the one that is set"
+        return _OTHER
     return words or "answers something that is no HTTP"
 
 
