@@ -1,7 +1,8 @@
 """What the stream daemon costs, beside the loop of the forum scripts: `python -m tests.benchmark [--json FILE]`.
 
-The law of this file: it measures and judges nothing. Both processes run in turn between the same neighbours, which
-have a process of their own; each figure is the median of all rounds, each ratio the median of the rounds' ratios.
+Both processes run in turn between the same neighbours, which have a process of their own; each figure is the median of
+all rounds, each ratio the median of the rounds' ratios. A limit that is missed is said and is no error: the computer
+may have had other things to do.
 """
 
 import argparse
@@ -45,26 +46,33 @@ class Size:
 
 SHORT = Size(rounds=1, paced=6, idle_s=0.3, burst=200, passed=1000, backlog=1000, drained=500)
 
-# Each figure's name, unit, and the goal: of the ratio ("x"), or of the figure itself.
-TABLE = {
-    "cpu": ("CPU time per event, 10 events/s", "ms", "x <= 0.40"),
-    "latency_p50": ("latency from socket to socket, p50", "ms", "x <= 0.50"),
+# Each figure's name, unit, and the limit: of the ratio, or of the figure itself where only we can be measured.
+TABLE: dict[str, tuple[str, str, str]] = {
+    "cpu": ("CPU time per event, 10 events/s", "ms", "x <= 0.55"),
+    "latency_p50": ("latency from socket to socket, p50", "ms", "x <= 0.45"),
     "latency_p99": ("latency from socket to socket, p99", "ms", ""),
-    "throughput": ("greatest sustained rate", "events/s", "x >= 4"),
-    "connections": ("connections opened per event", "", "0"),
-    "wakeups": ("wake-ups per event", "", "1"),
-    "first_post": ("from exec to the first post", "ms", "x <= 1.3"),
+    "throughput": ("greatest sustained rate", "events/s", "x >= 3"),
+    "connections": ("connections opened per event", "", "<= 0"),
+    "wakeups": ("wake-ups per event", "", "<= 4"),
+    "first_post": ("from exec to the first post", "ms", "x <= 1.6"),
     "cpu_idle": ("CPU time while idle, per second", "ms", ""),
     "wakeups_idle": ("wake-ups while idle, per second", "", "<= 1"),
-    "rss": ("memory at start", "MiB", "x <= 1.10"),
+    "rss": ("memory at start", "MiB", "x <= 1.15"),
     "rss_passed": ("memory after {passed} events, growth", "MiB", "<= 1"),
-    "rss_backlog": ("memory with a backlog of {backlog} rows, growth", "MiB", ""),
-    "drain": ("time to drain {drained} rows", "s", "<= 5"),
+    "rss_backlog": ("memory with a backlog of {backlog} rows, growth", "MiB", "<= 64"),
+    "drain": ("time to drain {drained} rows", "s", "<= 3"),
     "cpu_viewers_0": ("CPU time per event, live page, no viewer", "ms", ""),
     f"cpu_viewers_{VIEWERS}": (f"CPU time per event, live page, {VIEWERS} viewers", "ms", ""),
     "rss_viewers_0": ("memory, live page, no viewer", "MiB", ""),
     f"rss_viewers_{VIEWERS}": (f"memory, live page, {VIEWERS} viewers", "MiB", ""),
 }
+
+
+def kept(limit: str, ours: float | None, ratio: float | None) -> bool:
+    """Tell whether a figure keeps its limit: "x <= 0.55" is the ratio's, "<= 4" the figure's."""
+    value = ratio if limit.startswith("x") else ours
+    *_, comparison, bound = limit.split()
+    return value is not None and (value <= float(bound) if comparison == "<=" else value >= float(bound))
 
 
 def _round(peers: Peers, process: Measured, size: Size) -> Figures:
@@ -126,7 +134,7 @@ def _noisy_daemon(peers: Peers) -> Iterator[tuple[Measured, Callable[[int], None
         notify.settimeout(60)
 
         def wait_for_backlog(rows: int) -> None:
-            while not re.search(rf"backlog {rows}\b", notify.recv(4096).decode()):
+            while not re.search(rf"\b{rows} rows? waiting", notify.recv(4096).decode()):
                 pass
 
         name = "@" + notify.getsockname()[1:].decode()
@@ -163,7 +171,6 @@ def measure(size: Size) -> dict[str, dict[str, float | None]]:
                 ours.append(_round(peers, process, size))
             with reference(peers) as process:
                 references.append(_round(peers, process, size))
-        # Draining first: above 100 000 two numbers are one to EmonCMS, which may show six digits (dates.py).
         alone = _drain(peers, size) | _memory(peers, size) | _live(peers, size)
     result: dict[str, dict[str, float | None]] = {}
     for name in TABLE:
@@ -201,14 +208,15 @@ def main() -> None:
     where, figures = machine(), measure(size)
     counts = {name: f"{value:,}".replace(",", " ") for name, value in vars(size).items()}
     print("{cpu}, {cores} cores, Python {python}, Linux {kernel}\n".format(**where))
-    print(f"{'':52} {'ours':>9} {'reference':>9} {'':8} {'ratio':>6}  goal")
-    for name, (label, unit, goal) in TABLE.items():
+    print(f"{'':52} {'ours':>9} {'reference':>9} {'':8} {'ratio':>6}  limit")
+    for name, (label, unit, limit) in TABLE.items():
         figure = figures[name]
         ours, reference, ratio = (
             "-" if (value := figure[key]) is None else f"{value:.{2 if abs(value) < 100 else 0}f}"
             for key in ("ours", "reference", "ratio")
         )
-        print(f"{label.format(**counts):52} {ours:>9} {reference:>9} {unit:8} {ratio:>6}  {goal}")
+        missed = "  MISSED" if limit and not kept(limit, figure["ours"], figure["ratio"]) else ""
+        print(f"{label.format(**counts):52} {ours:>9} {reference:>9} {unit:8} {ratio:>6}  {limit}{missed}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": where, "size": vars(size), "figures": figures}, indent=1))
 

@@ -52,11 +52,12 @@ class Verdict:
     kill_cost_s: int = 0  # the age of the oldest of those at its kill
     doubled: int = 0
     back: int = 0
+    misdated: int = 0
 
     @property
     def broken(self) -> bool:
         """Tell whether a promise is broken, or was hardly put to the test."""
-        return bool(self.lost or self.doubled or self.back) or self.owed < self.sent / 8
+        return bool(self.lost or self.doubled or self.back or self.misdated) or self.owed < self.sent / 8
 
 
 def judge(

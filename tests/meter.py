@@ -77,4 +77,4 @@ def restart(one: Daemon, envoy: SimulatedEnvoy, *, kill: bool = False) -> None:
 
 def held(one: Daemon, count: int) -> None:
     """Wait until the daemon's status tells of so many rows that wait."""
-    one.wait_for_notify(rf"^STATUS=.*backlog {count}\b", 15)
+    one.wait_for_notify(rf"^STATUS=.*\b{count} rows? waiting", 15)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.benchmark import TABLE
+from tests.benchmark import TABLE, kept
 from tests.daemons import PROJECT
 
 
@@ -24,3 +24,13 @@ def test_the_short_form_measures_every_figure(tmp_path: Path) -> None:
     assert all(figures[name]["ratio"] > 0 for name in ("cpu", "latency_p50", "throughput", "first_post", "rss"))
     assert figures["connections"]["reference"] == 1
     assert all(label.split("{")[0] in done.stdout for label, _, _ in TABLE.values())
+
+
+def test_limits() -> None:
+    """A limit is the ratio's or the figure's, and bounds it from above or below."""
+    assert kept("x <= 0.55", 9.0, 0.55)
+    assert not kept("x <= 0.55", 0.1, 0.56)
+    assert kept("x >= 3", 1.0, 3.0)
+    assert kept("<= 4", 4.0, 9.0)
+    assert not kept("<= 0", 0.1, None)
+    assert not kept("x <= 1", 0.1, None)
