@@ -149,6 +149,8 @@ class Config:
     emoncms_apikey: Secret = setting(None, _secret(r"[!-~]+", "the write key: letters and digits, no space"))
     emoncms_node: str = setting("Envoy-S", _NODE)
     emoncms_inverters_node: str = setting("Envoy-S-inverters", _NODE)
+    emoncms_interval_s: Decimal = setting("0", _number("0", "3600", "seconds"))
+    emoncms_cert_sha256: str | None = setting(None, _fingerprint)
     backlog_hours: Decimal = setting("24", _number("0.001", "168", "hours"))
     live_listen: str | None = setting(None, listen)
     log_level: str = setting("INFO", _choice("DEBUG", "INFO", "WARNING", "ERROR", fold=str.upper))
@@ -158,3 +160,6 @@ class Config:
         """Return what must never be printed."""
         values = (getattr(self, each.name) for each in fields(self))
         return [value.value for value in values if isinstance(value, Secret)]
+
+
+Settings = Config
