@@ -62,18 +62,20 @@ CANNED = [
 
 
 class _EmonCMS(StandInEmonCMS):
-    """Notes when it answered each node last: its daemon knows EmonCMS's clock then."""
+    """Notes of each node when what was answered last was asked: its daemon knows EmonCMS's clock then."""
 
     def __init__(self) -> None:
         super().__init__()
         self.heard = dict.fromkeys(NODES.values(), 0.0)
+        self.reachable: Callable[[], bool] = lambda: True
 
     def answer(self, target: str, body: bytes = b"", content_type: str = "", authorization: str = "") -> Answer | None:
         """Answer as ever."""
+        asked = time.monotonic()
         answer = super().answer(target, body, content_type, authorization)
-        if answer:
+        if answer and self.reachable():
             inverters = "inverters" in target or b"inverters" in body
-            self.heard[NODES["inverters" if inverters else "stream"]] = time.monotonic()
+            self.heard[NODES["inverters" if inverters else "stream"]] = asked
         return answer
 
 
@@ -96,6 +98,7 @@ class Soak:
         self.emoncms = stack.enter_context(_EmonCMS())
         self.gateway = stack.enter_context(SimulatedEnvoy())
         self.to_emoncms = stack.enter_context(FaultProxy("127.0.0.1", urlsplit(self.emoncms.url).port or 0))
+        self.emoncms.reachable = lambda: self.to_emoncms.mode == "pass"
         self.emoncms.account.reject = lambda _, inputs: inputs.get(NUMBER) in self.rejected
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self.clocks = Clocks(directory / "clocks")
@@ -139,8 +142,8 @@ class Soak:
             daemon.notifications.clear()
             try:
                 daemon.wait_for_notify("nothing is waiting", SETTLES_WITHIN_S)
-            except AssertionError as error:
-                self.complaints.append(f"{name} does not settle: {error}")
+            except AssertionError:
+                self.complaints.append(f"{name} does not settle: {daemon.notifications[-1:]} {daemon.lines[-20:]}")
             self._measure(name)
             code, _ = daemon.terminate()
             left = [path.name for path in daemon.state.iterdir() if path.suffix != ".lock"]
@@ -207,14 +210,14 @@ class Soak:
 
     def _fail_emoncms(self) -> None:
         random = Random(f"{self._seed} EmonCMS")
-        while not self.ended.wait(random.uniform(1, 6)):
-            with self._emoncms_fault(random):
+        faults = _drawn(random, "answers", "cuts", "dies", "php stopped", "silent", "refuse", "reset", "stall")
+        while not self.ended.wait(random.uniform(1, 4)):
+            with self._emoncms_fault(next(faults), random):
                 self.ended.wait(random.choice([0.2, 1.0, 3.0, 6.0, 12.0]))
 
     @contextmanager
-    def _emoncms_fault(self, random: Random) -> Iterator[None]:
+    def _emoncms_fault(self, what: str, random: Random) -> Iterator[None]:
         """Let EmonCMS or the way to it fail; perhaps the posts that come next fail as well."""
-        what = random.choice(["answers", "cuts", "dies", "php stopped", "silent", "refuse", "reset", "stall"])
         self._note(f"EmonCMS {what}")
         leaves = what in {"php stopped", "silent", "stall"} and random.random() < 0.5
         match what:
@@ -242,18 +245,18 @@ class Soak:
 
     def _fail_gateway(self) -> None:
         random = Random(f"{self._seed} gateway")
+        faults = _drawn(random, "cut", "end", "garbage", "refuse", "reset", "stall", "drip", "flood", "canned")
         while not self.ended.wait(random.uniform(6, 20)):
             begin = time.monotonic()
-            with self._gateway_fault(random):
+            with self._gateway_fault(next(faults), random):
                 self.ended.wait(random.choice([1.0, 3.0, 8.0]))
             for diary in self.diaries.values():
                 # A connection that was cut in the middle is known to be so by both ends a moment later.
                 diary.unwell.append((begin, time.monotonic() + 1))
 
     @contextmanager
-    def _gateway_fault(self, random: Random) -> Iterator[None]:
+    def _gateway_fault(self, what: str, random: Random) -> Iterator[None]:
         """Let the gateway or the ways to it fail."""
-        what = random.choice(["cut", "end", "garbage", "refuse", "reset", "stall", "drip", "flood", "canned"])
         self._note(f"gateway {what}")
         after, answer = random.randrange(900), random.choice(CANNED)
         if what == "garbage":
@@ -287,7 +290,7 @@ class Soak:
             # Rows of a run that never heard EmonCMS have the dates of its own wrong clock: that is given up.
             while self.emoncms.heard[NODES[name]] < self.started[name] and not self.ended.wait(0.1):
                 pass
-            if not self.ended.wait(0.2):
+            if not self.ended.is_set():
                 self._restart(name, pause, kill=kill)
 
     def _restart(self, name: str, pause: float, *, kill: bool) -> None:
@@ -327,6 +330,12 @@ class Soak:
             self.emoncms.wait_for(holds, SETTLES_WITHIN_S)
         except TimeoutError as error:
             self.complaints.append(f"does not settle: {error}")
+
+
+def _drawn(random: Random, *faults: str) -> Iterator[str]:
+    """Draw faults without end, none again before all the others were."""
+    while True:
+        yield from random.sample(faults, len(faults))
 
 
 def _post_fault(what: str, random: Random) -> Failure:
