@@ -70,7 +70,7 @@ class Outage:
         reason, now = clean(reason, _LONGEST_REASON), self._clock()
         if not self.reason:
             self._since, self._told = now, 0
-        flaps = (level, reason) == self._last and now - max(self._ended, self._since) < STEADY_S
+        flaps = (level, reason) == self._last and max(self._since - self._ended, now - self._since) < STEADY_S
         if level > self._told and not flaps:
             _log.log(level, "%s: %s", self._neighbour, reason)
             self._told, self._last = level, (level, reason)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage, default_jitter, duration
+from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage, duration
 
 
 class Time:
@@ -39,39 +39,12 @@ def test_waits_double(clock: Time) -> None:
     one.steady()
     assert one.fails("away") == 1
     assert outage(clock, 1.0).fails("away") == pytest.approx(1.2)
-    assert all(0 <= default_jitter() <= 1 for _ in range(99))
-
-
-def test_each_connection_earns_its_wait(clock: Time) -> None:
-    """Two connections at once are followed by the sum of two waits, never more than the longest; none costs one."""
-    one = outage(clock)
-    assert [one.fails("away", knocks=knocks) for knocks in (2, 1, 2, 1)] == [1 + 2, 4, 8 + 16, 32]
-    one = outage(clock)
-    assert [one.fails("away", knocks=knocks) for knocks in (0, 1, 2, 1)] == [1, 2, 4, 8]  # the first left one to spare
-    assert one.fails("away", knocks=9) == 60
-    one = outage(clock)
-    one.fails("away", knocks=0)
-    one.ends()
-    assert one.fails("away", knocks=2) == 2 + 4
-
-
-def test_an_attempt_that_another_follows_at_once_is_paid_with_it(clock: Time) -> None:
-    """Its connections earn their waits when both have failed, none when the other one went well or was refused."""
-    one = outage(clock)
-    one.spent(2)
-    assert one.fails("away", knocks=1) == 1 + 2 + 4
-    one.spent(2)
-    one.ends()
-    assert one.fails("away") == 8
-    one.spent(2)
-    one.fails("wrong key", refused=True)
-    assert one.fails("away") == 16
 
 
 def test_who_refuses_us_is_asked_every_five_minutes(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """A trouble that the owner has to mend is an ERROR, once, and is tried again seldom."""
+    """A trouble that only the owner can end is an ERROR, once, and is tried again seldom."""
     one = outage(clock)
-    assert [one.fails("wrong key", refused=True) for _ in range(3)] == [REFUSED_WAIT_S] * 3
+    assert [one.refused("wrong key") for _ in range(3)] == [REFUSED_WAIT_S] * 3
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("ERROR", "EmonCMS: wrong key")]
 
 
@@ -92,8 +65,8 @@ def test_another_kind_of_trouble_is_news(clock: Time, caplog: pytest.LogCaptureF
     """If a neighbour that was away comes back and refuses us, the owner hears of it."""
     one = outage(clock)
     one.fails("502")
-    one.fails("wrong key", refused=True)
-    one.fails("wrong key", refused=True)
+    one.refused("wrong key")
+    one.refused("wrong key")
     assert caplog.messages == ["EmonCMS: 502", "EmonCMS: wrong key"]
 
 
@@ -109,25 +82,6 @@ def test_flapping_is_said_once(clock: Time, caplog: pytest.LogCaptureFixture) ->
     clock.now += STEADY_S
     one.fails("closed the connection")
     assert len(caplog.messages) == 3
-
-
-def test_an_end_that_proves_nothing_makes_no_news(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """The same trouble however much later is the old one, unless it stays, until what had failed was done well."""
-    one = outage(clock)
-    for _ in range(3):
-        one.fails("Fatal error")
-        one.ends(proved=False)
-        clock.now += 300
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    one.fails("Fatal error")
-    clock.now += STEADY_S
-    one.fails("Fatal error")
-    one.ends(proved=False)
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
-    one.steady()
-    clock.now += STEADY_S
-    one.fails("Fatal error")
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2 + ["WARNING"]
 
 
 def test_what_begins_like_flapping_and_stays_is_said(clock: Time, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
-"""Readings and reports -> rows."""
+"""Readings and reports -> rows, and which of them EmonCMS may lack."""
 
 import json
+from collections.abc import Mapping
 from decimal import Decimal
 
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envoy2emon.demo import site
-from envoy2emon.rows import KEY_NAMES, SECTION_NAMES, Row, Selection, inverter_row, stream_row
 from envoy2emon.gateway.readings import PHASES, InverterReport, MeterReading, parse_event
+from envoy2emon.rows import KEY_NAMES, Row, Selection, inverter_row, not_applied, stream_inputs
 
+SECTIONS = {"prod": "production", "cons": "total-consumption", "net": "net-consumption"}
 FORUM_KEYS = ("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor")
 
 # The 36 inputs of the event with which the project began, as the forum scripts named them: values in FORUM_KEYS' order.
@@ -45,33 +47,32 @@ def watts(prod: str | None, cons: str | None, net: str | None) -> MeterReading:
     return MeterReading(1.0, {name: {"ph-a": {"p": Decimal(p)} if p else {}} for name, p in values.items()})
 
 
-def shown(row: Row) -> dict[str, str]:
+def digits(inputs: Mapping[str, Decimal]) -> dict[str, str]:
     """Return the inputs' digits."""
-    return {name: str(value) for name, value in row.inputs.items()}
+    return {name: str(value) for name, value in inputs.items()}
 
 
 def test_the_three_phase_event_gives_36_inputs() -> None:
     """The event with which the project began gives the forum scripts' 36 names with exactly the Envoy's values."""
-    row = stream_row(parse_event(site.THREE_PHASE_EVENT, 7.5), "Envoy-S", selection())
+    row = stream_inputs(parse_event(site.THREE_PHASE_EVENT, 7.5), selection())
     lines = [line.split() for line in THREE_PHASES.split("\n") if line.strip()]
     expected = {f"{name}_{key}": text for name, *texts in lines for key, text in zip(FORUM_KEYS, texts, strict=True)}
     assert len(expected) == 36
-    assert shown(row) == expected
-    assert (row.at, row.node) == (7.5, "Envoy-S")
+    assert digits(row) == expected
 
 
 def test_every_key_has_its_quantity() -> None:
     """All seven keys, in the owner's order, give the seven quantities of the Envoy."""
     keys = ("wNow", "reactPower", "apprntPwr", "rmsVoltage", "rmsCurrent", "pwrFactor", "frequency")
-    row = stream_row(parse_event(site.THREE_PHASE_EVENT, 0), "n", selection(("net",), ("ph-b",), keys))
-    digits = ("529.541", "-331.655", "655.161", "248.442", "2.644", "0.81", "50.0")
-    assert shown(row) == {f"net_ph-b_{key}": text for key, text in zip(keys, digits, strict=True)}
+    row = stream_inputs(parse_event(site.THREE_PHASE_EVENT, 0), selection(("net",), ("ph-b",), keys))
+    expected = ("529.541", "-331.655", "655.161", "248.442", "2.644", "0.81", "50.0")
+    assert digits(row) == {f"net_ph-b_{key}": text for key, text in zip(keys, expected, strict=True)}
     assert set(keys) == set(KEY_NAMES)
 
 
 @settings(deadline=None)
 @given(
-    sections=st.lists(st.sampled_from(list(SECTION_NAMES)), unique=True),
+    sections=st.lists(st.sampled_from(list(SECTIONS)), unique=True),
     phases=st.lists(st.sampled_from(PHASES), unique=True),
     keys=st.lists(st.sampled_from(list(KEY_NAMES)), unique=True),
     net_calculated=st.booleans(),
@@ -84,27 +85,27 @@ def test_a_selection_selects_and_changes_nothing(
     everything = selection(keys=tuple(KEY_NAMES), min_production="50", net_calculated=net_calculated)
     some = selection(tuple(sections), tuple(phases), tuple(keys), "50", net_calculated=net_calculated)
     names = {f"{section}_{phase}_{key}" for section in sections for phase in phases for key in keys}
-    every = stream_row(reading, "n", everything).inputs
-    assert stream_row(reading, "n", some).inputs == {name: every[name] for name in names}
+    every = stream_inputs(reading, everything)
+    assert stream_inputs(reading, some) == {name: every[name] for name in names}
 
 
-@pytest.mark.parametrize("section", SECTION_NAMES)
+@pytest.mark.parametrize("section", SECTIONS)
 def test_nothing_is_invented(section: str) -> None:
     """What the Envoy did not send has no input: a section, a phase, a value; nothing of an earlier event is used."""
     event = json.loads(site.THREE_PHASE_EVENT)
-    whole = shown(stream_row(parse_event(site.THREE_PHASE_EVENT, 0), "n", selection()))
-    del event[SECTION_NAMES[section]]["ph-a"]["v"], event[SECTION_NAMES[section]]["ph-b"]
+    whole = digits(stream_inputs(parse_event(site.THREE_PHASE_EVENT, 0), selection()))
+    del event[SECTIONS[section]]["ph-a"]["v"], event[SECTIONS[section]]["ph-b"]
     gone = [f"{section}_ph-a_rmsVoltage", *(f"{section}_ph-b_{key}" for key in FORUM_KEYS)]
-    row = stream_row(parse_event(json.dumps(event), 0), "n", selection())
-    assert shown(row) == {name: text for name, text in whole.items() if name not in gone}
-    del event[SECTION_NAMES[section]]
-    row = stream_row(parse_event(json.dumps(event), 0), "n", selection())
-    assert shown(row) == {name: text for name, text in whole.items() if not name.startswith(section)}
+    row = stream_inputs(parse_event(json.dumps(event), 0), selection())
+    assert digits(row) == {name: text for name, text in whole.items() if name not in gone}
+    del event[SECTIONS[section]]
+    row = stream_inputs(parse_event(json.dumps(event), 0), selection())
+    assert digits(row) == {name: text for name, text in whole.items() if not name.startswith(section)}
 
 
 def test_a_reading_without_selected_values_gives_an_empty_row() -> None:
     """A reading that has none of the selected inputs gives a row without any."""
-    assert stream_row(watts("1", None, None), "n", selection(("cons", "net"))).inputs == {}
+    assert stream_inputs(watts("1", None, None), selection(("cons", "net"))) == {}
 
 
 @pytest.mark.parametrize(
@@ -122,14 +123,14 @@ def test_a_reading_without_selected_values_gives_an_empty_row() -> None:
 )
 def test_small_production_counts_as_nothing(least: str, prod: str, expected: str) -> None:
     """Production below STREAM_MIN_PRODUCTION_W is 0 W, also when negative; 0, the default, leaves all as it is."""
-    row = stream_row(watts(prod, "3.1", "2.2"), "n", selection(keys=("wNow",), min_production=least))
-    assert shown(row) == {"prod_ph-a_wNow": expected, "cons_ph-a_wNow": "3.1", "net_ph-a_wNow": "2.2"}
+    row = stream_inputs(watts(prod, "3.1", "2.2"), selection(keys=("wNow",), min_production=least))
+    assert digits(row) == {"prod_ph-a_wNow": expected, "cons_ph-a_wNow": "3.1", "net_ph-a_wNow": "2.2"}
 
 
 def test_small_production_touches_watts_alone() -> None:
     """Voltage, current and all other values of a phase that counts as 0 W stay the Envoy's."""
     reading = parse_event(site.THREE_PHASE_EVENT, 0)
-    before, after = (stream_row(reading, "n", selection(min_production=least)).inputs for least in ("0", "50"))
+    before, after = (stream_inputs(reading, selection(min_production=least)) for least in ("0", "50"))
     assert {name: str(after[name]) for name in after if after[name] != before[name]} == {
         "prod_ph-b_wNow": "0",
         "prod_ph-c_wNow": "0",
@@ -151,14 +152,14 @@ def test_small_production_touches_watts_alone() -> None:
 def test_net_can_be_calculated(prod: str | None, cons: str | None, least: str, net: str | None) -> None:
     """STREAM_NET=calculated: net watts are cons - prod after the rule for small production, exactly, or not there."""
     chosen = selection(("net",), ("ph-a",), ("wNow",), least, net_calculated=True)
-    assert shown(stream_row(watts(prod, cons, "7777"), "n", chosen)) == ({"net_ph-a_wNow": net} if net else {})
+    assert digits(stream_inputs(watts(prod, cons, "7777"), chosen)) == ({"net_ph-a_wNow": net} if net else {})
 
 
 def test_calculated_net_keeps_its_other_values() -> None:
     """Voltage, current and power factor of net are measured, whatever STREAM_NET says."""
     reading = parse_event(site.THREE_PHASE_EVENT, 0)
-    measured = stream_row(reading, "n", selection()).inputs
-    calculated = stream_row(reading, "n", selection(net_calculated=True)).inputs
+    measured = stream_inputs(reading, selection())
+    calculated = stream_inputs(reading, selection(net_calculated=True))
     assert {name for name in measured if measured[name] != calculated[name]} <= {
         f"net_{phase}_wNow" for phase in PHASES
     }
@@ -168,24 +169,64 @@ def test_calculated_net_keeps_its_other_values() -> None:
 @given(
     st.decimals(allow_nan=False, allow_infinity=False, places=3) | st.sampled_from([Decimal("-0.0"), Decimal("1e3")])
 )
-def test_a_row_is_written_in_the_envoys_digits(value: Decimal) -> None:
+def test_a_row_is_written_in_the_gateways_digits(value: Decimal) -> None:
     """A row's JSON gives each value with the digits that it came with."""
-    text = Row(0, "n", {"prod_ph-a_wNow": value, "b": Decimal("50.00")}).text()
+    text = Row(0, {"prod_ph-a_wNow": value, "b": Decimal("50.00")}).json()
     numbers = json.loads(text, parse_float=Decimal, parse_int=Decimal)
     assert numbers["prod_ph-a_wNow"].as_tuple() == value.as_tuple()
     assert text.endswith('"b":50.00}')
 
 
-def test_an_empty_row_is_an_empty_object() -> None:
-    """Without inputs the text is still JSON."""
-    assert Row(0, "n", {}).text() == "{}"
+def test_a_phase_without_panels_counts_as_nothing_in_the_calculated_net() -> None:
+    """Load-only CTs measure three phases beside one production line: net there is the consumption."""
+    phases = {phase: {"p": Decimal(400)} for phase in PHASES}
+    reading = MeterReading(0, {"production": {"ph-a": {"p": Decimal(1000)}}, "total-consumption": phases})
+    chosen = selection(("prod", "net"), keys=("wNow",), net_calculated=True)
+    assert digits(stream_inputs(reading, chosen)) == {
+        "prod_ph-a_wNow": "1000",
+        "net_ph-a_wNow": "-600",
+        "net_ph-b_wNow": "400",
+        "net_ph-c_wNow": "400",
+    }
+
+
+@pytest.mark.parametrize("section", ["storage", "backfeed", "load", "evse", "pv3p"])
+def test_other_meters_become_inputs_if_they_are_named(section: str) -> None:
+    """A battery, a charger and the like have inputs of their own name, and only if STREAM_SECTIONS names them."""
+    reading = MeterReading(0, {section: {"ph-a": {"p": Decimal("-2580.5")}}})
+    assert digits(stream_inputs(reading, selection((section,)))) == {f"{section}_ph-a_wNow": "-2580.5"}
+    assert stream_inputs(reading, selection()) == {}
 
 
 def test_an_inverters_report_gives_two_inputs() -> None:
     """A report gives {serial}_wNow and {serial}_wMax, dated when the inverter reported; without a wMax, one."""
-    report = InverterReport("121200310052", 1717243001, Decimal(46), Decimal(209))
-    row = inverter_row(report, "Envoy-S-inverters")
-    assert (row.at, row.node) == (1717243001, "Envoy-S-inverters")
-    assert shown(row) == {"121200310052_wNow": "46", "121200310052_wMax": "209"}
-    without = InverterReport("121200310052", 1717243001, Decimal(0), None)
-    assert shown(inverter_row(without, "n")) == {"121200310052_wNow": "0"}
+    row = inverter_row(InverterReport("121200310052", 1717243001, Decimal(46), Decimal(209), 1))
+    assert (row.date, digits(row.inputs)) == (1717243001, {"121200310052_wNow": "46", "121200310052_wMax": "209"})
+    without = InverterReport("121200310052", 1717243001, Decimal(0), None, None)
+    assert digits(inverter_row(without).inputs) == {"121200310052_wNow": "0"}
+
+
+ROWS = [Row(date, {"a": Decimal(date), "b": Decimal(0)}) for date in (10, 11, 12, 13)]
+
+
+@pytest.mark.parametrize(
+    ("shown", "first"),
+    [
+        ({}, 10),  # a node that is new
+        ({"a": 9, "b": 9}, 10),  # the rows before these
+        ({"a": 12, "b": 12}, 12),  # the newest one shown goes again
+        ({"a": 13, "b": 12}, 12),  # EmonCMS stopped in the midst of a row
+        ({"a": 11}, 10),  # an input that it does not show yet
+        ({"a": 13, "b": 13}, 13),
+        ({"a": 99, "b": 0}, 10),  # another sender's date, and one that a restart of Redis has lost
+    ],
+)
+def test_rows_that_emoncms_shows_are_left_out(shown: dict[str, int], first: int) -> None:
+    """Rows older than what it shows, on all their inputs, are there; the newest one shown is not certain to be."""
+    assert not_applied(ROWS, shown) == [row for row in ROWS if row.date >= first]
+
+
+def test_each_inverter_has_a_date_of_its_own() -> None:
+    """Rows of different inputs are judged each by its own."""
+    rows = [Row(10, {"x": Decimal(1)}), Row(12, {"y": Decimal(1)}), Row(15, {"x": Decimal(2)})]
+    assert not_applied(rows, {"x": 15, "y": 7}) == rows[1:]

@@ -1,0 +1,105 @@
+"""One random story of a daemon and EmonCMS: whatever fails, nothing is lost and no energy is wrong."""
+
+import logging
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envoy2emon.emoncms import delivery as module
+from envoy2emon.rows import Row
+from tests.inprocess import Failure
+from tests.test_delivery import Site
+
+FAILURES = st.builds(Failure, st.integers(0, 120), halfway=st.booleans(), later=st.booleans())
+SET_BACK = -7200.0
+
+
+def reads(count: int) -> Callable[[Site], None]:
+    """Return a step of so many readings."""
+    return lambda site: site.read(count)
+
+
+def attempts(site: Site) -> None:
+    """Let the delivery thread have a turn."""
+    if len(site.backlog):
+        site.time.now += site.delivery.attempt()
+
+
+def fails(failure: Failure) -> Callable[[Site], None]:
+    """Return a step after which one more post fails so."""
+    return lambda site: site.emoncms.failures.append(failure)
+
+
+def goes_away(site: Site) -> None:
+    """Let EmonCMS be away for a while, or be back."""
+    site.emoncms.away = not site.emoncms.away
+
+
+def saves(site: Site) -> None:
+    """Let the main thread look after the backlog."""
+    site.delivery.save()
+
+
+def restarts(site: Site) -> None:
+    """Stop the daemon in good order, and start it again."""
+    site.delivery.save(now=True)
+    site.restart()
+
+
+def slips(seconds: float) -> Callable[[Site], None]:
+    """Return a step in which the computer's clock, which nobody asks, jumps while EmonCMS is heard."""
+
+    def step(site: Site) -> None:
+        if site.emoncms.clock.ahead is not None:
+            site.time.wrong += seconds
+
+    return step
+
+
+STEPS = st.one_of(
+    st.integers(1, 130).map(reads),
+    st.just(attempts),
+    st.just(attempts),
+    FAILURES.map(fails),
+    st.just(goes_away),
+    st.just(saves),
+    st.just(restarts),
+    st.floats(-1e5, 1e5).map(slips),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(STEPS, max_size=60), st.integers(-100_000, 100_000))
+def test_every_story_ends_well(steps: list[Callable[[Site], None]], ahead: int) -> None:
+    """No row is missing, no date goes back but by a repetition, and `power to kWh` equals the integral.
+
+    EmonCMS is heard before the first restart: rows saved by a wrong clock before that are dated by it (README).
+    """
+    logging.disable()
+    with TemporaryDirectory() as folder, patch.object(module, "ASK_AGAIN_S", 0.0):
+        site = Site(Path(folder), float(ahead))
+        try:
+            site.read()
+            site.deliver()
+            for step in steps:
+                # A restart forgets EmonCMS's clock, and then the computer's has to be right.
+                if step is restarts:
+                    site.time.wrong = float(ahead)
+                step(site)
+            site.emoncms.away = False
+            site.emoncms.failures.clear()
+            site.read()
+            site.deliver()
+        finally:
+            logging.disable(logging.NOTSET)
+        rows = [Row(date, {"w": Decimal(number)}) for date, number in site.arrived]
+        numbers = [int(row.inputs["w"]) for row in rows]
+        assert set(numbers) == set(range(1, site.number + 1))
+        assert len({(row.date, number) for row, number in zip(rows, numbers, strict=True)}) == site.number
+        assert [row.date for row in rows] == sorted(row.date for row in rows)
+        assert abs(site.kwh_error) < 1e-12
