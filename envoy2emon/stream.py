@@ -40,7 +40,7 @@ def run(settings: Settings, environ: Mapping[str, str]) -> int:
     )
     tokens = Tokens(settings, state)
     silence = float(settings.stream_timeout_s)
-    reader = Reader(Gateway(settings, tokens), daemon.inbox, settings.stream_source, silence)
+    reader = Reader(Gateway(settings, tokens), daemon.inbox, settings)
     delivery = Delivery.to(settings, settings.emoncms_node, state, "stream")
     live = None
     if settings.live_listen:

@@ -123,7 +123,7 @@ def in_words(seconds: float = 0.0) -> Iterator[None]:
     except Failed:
         raise
     # Beside its own exceptions requests lets through what a neighbour's head makes the modules below it raise:
-    # ValueError, HTTPException, and for `Content-Type: text/html; charset` an AttributeError (2.34).
+    # ValueError, HTTPException, and for `Content-Type: text/html; charset` an AttributeError (2.32.3).
     except Exception as error:
         words = _words(error, seconds)
         kind = NoName if words == _NO_NAME else Untrusted if words in (_TLS, _UNTRUSTED, _OTHER) else Failed

@@ -1,60 +1,120 @@
 """HTTP to Enphase: a login and a token, for firmware 7 and later.
 
-The law of this file: every way in which this can fail has its own words, and none of them holds a password.
-Sources: pyenphase; HA issue 155793 (accounts with two-factor login).
+Every way in which this can fail has its own words, what the service says is quoted, and all of it is bounded: a minute
+and 1 MiB. Sources: pyenphase; HA issue 155793 (accounts with two-factor login).
 """
 
+import json
+import queue
+import threading
+import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from envoy2emon.settings import Config
+from envoy2emon import web
+from envoy2emon.settings import Settings
+from envoy2emon.words import clean
 
-if TYPE_CHECKING:
-    import requests
-
-_TIMEOUT = (10.0, 30.0)
+LONGEST_S = 60.0
+_CONNECT_S, _ANSWER_S = 10.0, 30.0
+_LATER = "it is tried again later"
 
 
 class NoToken(Exception):
     """There is no token that would do; the text says why, and what to do."""
 
 
-def fetch(config: Config, serial: str) -> str:
+def fetch(settings: Settings, serial: str) -> str:
     """Log in as ENPHASE_EMAIL and return a token for the gateway `serial`, as sent. Raises NoToken."""
-    assert config.enphase_email and config.enphase_password  # noqa: S101, PT018 - the caller has them
-    login = {"user[email]": config.enphase_email, "user[password]": config.enphase_password.value}
-    answer = _ask(config.enphase_login_url, "login", data=login)
+    answers: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_token(settings, serial, _session_id(settings)))
+        except Exception as trouble:  # noqa: BLE001 - it is raised where the answer is awaited
+            answers.put(trouble)
+
+    # A timeout of requests begins anew with every byte; a thread can be left behind.
+    threading.Thread(target=ask, name="Enphase", daemon=True).start()
     try:
-        account = answer.json()
-    except ValueError:
-        account = None
-    if not isinstance(account, dict):
-        raise NoToken("Enphase's login answers something that is no login: it is tried again later")
-    if account.get("isBlocked"):
-        raise NoToken("Enphase has blocked the account ENPHASE_EMAIL: log in with a browser and see why")
-    if not account.get("session_id"):
-        raise NoToken("the account ENPHASE_EMAIL has two-factor login (MFA): switch it off, or paste ENVOY_TOKEN")
-    order = {"session_id": account["session_id"], "serial_num": serial, "username": config.enphase_email}
-    return _ask(config.enphase_token_url, "token service", json=order).text.strip()
+        answer = answers.get(timeout=LONGEST_S)
+    except queue.Empty:
+        raise NoToken(f"Enphase does not answer within {LONGEST_S:.0f} s: {_LATER}") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _ask(url: str, service: str, **body: Any) -> "requests.Response":  # noqa: ANN401
-    import requests  # noqa: PLC0415 - 70 ms and 10 MB for what happens once a year
-
-    try:
-        with requests.Session() as session:
-            session.trust_env = False
-            answer = session.post(url, timeout=_TIMEOUT, allow_redirects=False, **body)
-    except requests.RequestException as error:
-        reason = type(error).__name__
-        raise NoToken(f"Enphase's {service} cannot be reached ({reason}): has the Pi Internet?") from None
-    status = answer.status_code
-    if status == HTTPStatus.OK:
-        return answer
+def _session_id(settings: Settings) -> str:
+    """Log in. Raises NoToken."""
+    assert settings.enphase_email and settings.enphase_password  # noqa: S101, PT018 - the caller has them
+    form = {"user[email]": settings.enphase_email, "user[password]": settings.enphase_password.value}
+    status, text = _ask(settings.enphase_login_url, "login", data=form)
+    answer = _object(text)
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        raise NoToken("Enphase does not accept ENPHASE_EMAIL and ENPHASE_PASSWORD: log in with a browser to test")
-    if status == HTTPStatus.NOT_ACCEPTABLE:
-        raise NoToken(f"Enphase's {service} answers 406: is this gateway registered to the account ENPHASE_EMAIL?")
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        raise NoToken(f"Enphase's {service} is overloaded or under repair (503): it is tried again later")
-    raise NoToken(f"Enphase's {service} answers {status}: it is tried again later")
+        cure = "log in with a browser to test them"
+        raise NoToken(f"Enphase does not accept ENPHASE_EMAIL and ENPHASE_PASSWORD{_quoted(text)}: {cure}")
+    if status != HTTPStatus.OK:
+        raise _out_of_order("login", status, text)
+    if answer is None:
+        raise NoToken(f"Enphase's login answers something that is no login: {_LATER}")
+    if answer.get("isBlocked"):
+        raise NoToken("Enphase has blocked the account ENPHASE_EMAIL: log in with a browser and see why")
+    if session_id := answer.get("session_id"):
+        return str(session_id)
+    if answer.get("message"):
+        raise NoToken(f"Enphase's login gives no session{_quoted(text)}: log in with a browser to test the account")
+    raise NoToken("the account ENPHASE_EMAIL has two-factor login (MFA): switch it off, or paste ENVOY_TOKEN")
+
+
+def _token(settings: Settings, serial: str, session_id: str) -> str:
+    """Ask for a token. Raises NoToken."""
+    order = {"session_id": session_id, "serial_num": serial, "username": settings.enphase_email}
+    status, text = _ask(settings.enphase_token_url, "token service", json=order)
+    if status == HTTPStatus.OK:
+        return text.strip()
+    if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_ACCEPTABLE):
+        cure = f"gateway {serial} is not registered to the account ENPHASE_EMAIL, or its user may not have tokens"
+        raise NoToken(f"Enphase's token service gives no token ({status}){_quoted(text)}: {cure}")
+    raise _out_of_order("token service", status, text)
+
+
+def _ask(url: str, service: str, **body: Any) -> tuple[int, str]:  # noqa: ANN401
+    """Return status and text of an answer. Raises NoToken."""
+    ends = time.monotonic() + LONGEST_S
+    content = b""
+    try:
+        with web.session() as session, web.in_words(_ANSWER_S):
+            timeout = (_CONNECT_S, _ANSWER_S)
+            response = session.post(url, timeout=timeout, stream=True, allow_redirects=False, **body)
+            while time.monotonic() < ends and len(content) <= web.MOST_BYTES:
+                if not (data := response.raw.read1(65536, decode_content=False)):
+                    return response.status_code, content.decode(errors="replace")
+                content += data
+    except web.Failed as failed:
+        raise NoToken(f"Enphase's {service} {failed}: has this computer Internet?") from None
+    raise NoToken(f"Enphase's {service} answers without end: {_LATER}")
+
+
+def _out_of_order(service: str, status: int, text: str) -> NoToken:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return NoToken(f"Enphase's {service} was asked too often (429){_quoted(text)}: {_LATER}")
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return NoToken(f"Enphase's {service} is overloaded or under repair ({status}): {_LATER}")
+    return NoToken(f"Enphase's {service} answers {status}{_quoted(text)}: {_LATER}")
+
+
+def _quoted(text: str) -> str:
+    """Quote what a service says to a person: the message of a JSON object, or plain text."""
+    answer = _object(text)
+    words = answer.get("message") if answer is not None else "" if text.lstrip().startswith("<") else text
+    said = clean(str(words or ""), 200).strip()
+    return f', and says "{said}"' if said else ""
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None

@@ -1,136 +1,145 @@
 """Follows the gateway: its meter stream, or where owners are kept from it its meter reports.
 
-The law of this file: what arrives is passed on at once, and a gateway that fails is asked again by the rules of Outage.
+It only reads: what arrives goes into the inbox at once, and a gateway that fails is asked again by the rules of Outage.
 """
 
 import logging
+import random
 import threading
+import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import TypeVar
 
-from envoy2emon.gateway.answer import StreamLost
 from envoy2emon.gateway.bursts import Arrival
-from envoy2emon.gateway.connection import Refused
-from envoy2emon.gateway.client import Envoy, Missing, NotAllowed
-from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage
-from envoy2emon.gateway.readings import BadReading, parse_event, parse_reports
+from envoy2emon.gateway.client import ANSWER_S, METERS, REPORTS, Gateway, Lost, NotFound, Refused
+from envoy2emon.gateway.meters import STREAM_OFF, advice, parse_meters
+from envoy2emon.gateway.readings import BadReading, MeterReading, parse_event, parse_reports
 from envoy2emon.gateway.sse import Decoder, LineTooLong
+from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage
+from envoy2emon.settings import Settings
 
 MOST_WAIT_S = 30.0
 REPORTS_EVERY_S = 1.0
 # Owners may read the stream on D7.0 and D8.3.6086, not on D7.6.175: an update may give it back.
 STREAM_AGAIN_S = 86400.0
+# The meters are asked while the stream is open, and its events are dated when they are read.
+_METERS_ANSWER_S = 5.0
+NO_METERS = f"this gateway has no meters, and the inverters need none. To switch this daemon off: {STREAM_OFF}"
 
 _NOTHING = threading.Event()  # what a worker waits for that only waits
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class _NoMeters(Exception):
+    """The gateway has none: the text says so, with the cure."""
+
+
 class Reader:
-    """The reader thread: follows the gateway for ever and passes Arrivals on."""
+    """The reader thread: follows the gateway for ever and puts Arrivals into the inbox.
+
+    outage: how the gateway is. bad: how many events and reports were no reading.
+    """
 
     def __init__(
         self,
-        envoy: Envoy,
-        take: Callable[[Arrival], None],
-        source: str,
-        silence: float,
-        clock: Callable[[], float],
-        jitter: Callable[[], float],
+        gateway: Gateway,
+        inbox: SimpleQueue[Arrival | None],
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
         wait: Callable[[float], object] = _NOTHING.wait,
     ) -> None:
-        self.outage = Outage("Envoy", MOST_WAIT_S, clock, jitter)
+        self.outage = Outage("gateway", MOST_WAIT_S, clock, jitter)
         self.bad = 0
-        self._envoy = envoy
-        self._take = take
-        self._source = source
-        self._silence = silence
+        self._gateway = gateway
+        self._inbox = inbox
+        self._settings = settings
+        self._silence = float(settings.stream_timeout_s)
         self._clock = clock
         self._wait = wait
-        self._reports_until = float("inf") if source == "reports" else float("-inf")
-        self._denied_at = float("-inf")  # when the stream was, last
-        self._used = 0  # createdAt of the reports that were taken last
+        self._source = settings.stream_source
+        self._reports_until = float("inf") if self._source == "reports" else float("-inf")
+        self._created = 0  # createdAt of the reports that were taken last
+        self._meters_told = False
 
     def run(self, turned: Callable[[], None]) -> None:
         """Follow the stream or the reports, whichever this gateway allows."""
         while True:
             turned()
-            reports = self._clock() < self._reports_until
             try:
-                if reports:
+                if self._clock() < self._reports_until:
                     self._follow_reports(turned)
                 else:
                     self._follow_stream(turned)
-                continue
-            except (NotAllowed, Missing) as trouble:
-                if self._source == "auto" and not reports:
-                    self._take_reports(trouble)
-                    if isinstance(trouble, NotAllowed) or not (trouble.knocks and self.outage.reason):
-                        continue
-                    wait = self.outage.fails(str(trouble), knocks=0)  # what it cost is noted
-                else:
-                    wait = self._kept_out(trouble)
+            except _NoMeters as trouble:
+                self.outage.fails(str(trouble))
+                self._back_to_stream()
+                self._wait(REFUSED_WAIT_S)
             except Refused as trouble:
-                wait = self._refused(str(trouble))
-            except StreamLost as trouble:
-                wait = self.outage.fails(str(trouble), knocks=trouble.knocks)
-            self._wait(wait)
+                self._back_to_stream()
+                self._wait(self.outage.refused(str(trouble)))
+            except Lost as trouble:
+                self._wait(self.outage.fails(str(trouble)))
 
-    def _take_reports(self, trouble: NotAllowed | Missing) -> None:
-        level = logging.DEBUG if self.outage.reason else logging.INFO
-        _log.log(level, "Envoy: %s; its meter reports are read in place of the stream", trouble)
-        now = self._clock()
-        self._reports_until = now + STREAM_AGAIN_S
-        self._denied_at = now if isinstance(trouble, NotAllowed) else float("-inf")
-        self.outage.spent(trouble.knocks)
-
-    def _kept_out(self, trouble: NotAllowed | Missing) -> float:
-        hint = "; STREAM_SOURCE=auto takes the meter reports in its place" if self._source == "stream" else ""
-        if isinstance(trouble, NotAllowed):
-            return self._refused(f"{trouble}{hint}")
-        if self._source == "auto":  # the stream is asked again, but not soon if it was denied, for that costs a login
-            self._reports_until = min(self._reports_until, self._denied_at + REFUSED_WAIT_S)
-        return self.outage.fails(f"{trouble}{hint}", knocks=trouble.knocks)
-
-    def _refused(self, reason: str) -> float:
-        if self._source == "auto":
-            self._reports_until = float("-inf")  # with another firmware the stream may be open
-        return self.outage.fails(reason, refused=True)
+    def _back_to_stream(self) -> None:
+        if self._source == "auto":  # with another firmware the stream may be open
+            self._reports_until = float("-inf")
 
     def _follow_stream(self, turned: Callable[[], None]) -> None:
         decoder = Decoder()
-        with self._envoy.stream(self._silence) as read:
-            opened = last = self._clock()
-            self._take(Arrival(opened))
-            while data := read():
+        opened = last = self._clock()
+        try:
+            for data in self._gateway.stream(self._silence):
                 turned()
                 now = self._clock()
-                try:
-                    events = decoder.feed(data)
-                except LineTooLong as trouble:
-                    raise StreamLost(f"the stream sends {trouble}") from None
-                if readings := [reading for text in events if (reading := self._parsed(parse_event, text, now))]:
-                    self._take(Arrival(now, tuple(readings)))
-                    self._arrived(now - opened)
+                if not data:
+                    opened = last = now
+                    self._inbox.put(Arrival(now))
+                readings = [reading for text in decoder.feed(data) if (reading := self._parsed(parse_event, text, now))]
+                if readings:
+                    self._arrived(Arrival(now, tuple(readings)), now - opened)
                     last = now
                 elif now - last > self._silence:
-                    raise StreamLost(f"the stream sends no event for {self._silence:.0f} s")
-        raise StreamLost("the stream has ended")
+                    raise Lost(f"the stream sends no event for {self._silence:.0f} s")
+        except LineTooLong as trouble:
+            raise Lost(f"the stream sends {trouble}") from None
+        except NotFound as trouble:
+            self._without_stream(trouble)
+
+    def _without_stream(self, trouble: NotFound) -> None:
+        """Go on with the reports. Raises Lost or _NoMeters where there is no going on."""
+        if self._source == "stream":
+            self._check_meters()
+            raise Lost(f"{trouble}; STREAM_SOURCE=auto reads the meter reports in its place")
+        level = logging.DEBUG if self.outage.reason else logging.INFO
+        _log.log(level, "gateway: %s; its meter reports are read in place of the stream", trouble)
+        self._reports_until = self._clock() + STREAM_AGAIN_S
 
     def _follow_reports(self, turned: Callable[[], None]) -> None:
         opened = last = due = self._clock()
+        first = True
         while self._clock() < self._reports_until:
             turned()
             started = self._clock()
-            answer = self._parsed(parse_reports, self._envoy.reports(), started)
+            try:
+                text = self._gateway.text(REPORTS, ANSWER_S)
+            except NotFound as trouble:
+                self._check_meters()
+                self._back_to_stream()
+                raise Lost(str(trouble)) from None
+            answer = self._parsed(parse_reports, text, started)
             now = self._clock()
-            if answer and answer[0] != self._used:
-                self._used = answer[0]
-                self._take(Arrival(now, (answer[1],)))
-                self._arrived(now - opened)
+            if answer and answer[0] != self._created:
+                self._created = answer[0]
+                self._arrived(Arrival(now, (answer[1],)), now - opened)
                 last = now
-            elif now - last > self._silence:
-                raise StreamLost(f"the meter reports stand still for {self._silence:.0f} s")
+            elif answer is None and first:
+                self._check_meters()
+            first = False
+            if now - last > self._silence:
+                raise Lost(f"the meter reports stand still for {self._silence:.0f} s")
             # A fixed rate; a gateway that is slow is left in peace for as long as it took.
             due = max(due + REPORTS_EVERY_S, now + (now - started))
             self._wait(due - now)
@@ -140,12 +149,40 @@ class Reader:
             return parse(text, at)
         except BadReading as trouble:
             self.bad += 1
-            _log.log(
-                logging.WARNING if self.bad == 1 else logging.DEBUG, "Envoy: skips what is no reading: %s", trouble
-            )
+            level = logging.WARNING if self.bad == 1 else logging.DEBUG
+            _log.log(level, "gateway: skipped what is no reading: %s", trouble)
             return None
 
-    def _arrived(self, held: float) -> None:
+    def _arrived(self, arrival: Arrival, held: float) -> None:
+        self._inbox.put(arrival)
         self.outage.ends()
         if held >= STEADY_S:
             self.outage.steady()
+        if not self._meters_told:
+            self._meters_told = True
+            self._tell_meters(arrival.readings[-1])
+
+    def _tell_meters(self, reading: MeterReading) -> None:
+        """Log once which meters there are, and what their owner should know of what is posted."""
+        try:
+            meters = parse_meters(self._gateway.text(METERS, _METERS_ANSWER_S))
+        except (Lost, Refused, NotFound, BadReading) as trouble:
+            _log.debug("gateway: does not list its meters: %s", trouble)
+            meters = []
+        if meters:
+            _log.info("gateway: its meters: %s", "; ".join(meter.words() for meter in meters))
+        calculated = self._settings.stream_net == "calculated"
+        for news in advice(meters, self._settings.stream_sections, reading, net_calculated=calculated):
+            _log.warning("gateway: %s", news)
+
+    def _check_meters(self) -> None:
+        """Raise _NoMeters if the gateway says that it has none: <imeter> is not true, or the list is empty."""
+        info = self._gateway.info
+        none = info is not None and not info.metered
+        if not none:
+            try:
+                none = not parse_meters(self._gateway.text(METERS, ANSWER_S))
+            except (NotFound, BadReading):
+                return
+        if none:
+            raise _NoMeters(NO_METERS)

@@ -1,9 +1,9 @@
-"""Event text -> MeterReading, inverter list -> InverterReport.
+"""Event text -> MeterReading, meter reports -> the same, inverter list -> InverterReport.
 
-The law of this file: what the Envoy sent comes out unchanged, what it did not send does not come out at all. Numbers
-are Decimals, so that they leave this program in the digits in which they came. Values that are no finite number are
-left out, the others of the same event are kept. Nothing is judged by its size: |p| > s, a negative s and a wrong f
-are all on record (vincentwolsink's integration).
+What the gateway sent comes out unchanged, what it did not send does not come out at all. Numbers are Decimals, so that
+they leave this program in the digits in which they came. Values that are no finite number are left out, the others of
+the same event are kept. Nothing is judged by its size, because |p| > s, a negative s and a wrong f are all on record
+(vincentwolsink's integration).
 """
 
 import json
@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-SECTIONS = ("production", "net-consumption", "total-consumption")
+# The measurementType of each kind of meter (pyenphase).
+SECTIONS = (
+    "production",
+    "net-consumption",
+    "total-consumption",
+    "storage",
+    "backfeed",
+    "load",
+    "evse",
+    "pv3p",
+)
 PHASES = ("ph-a", "ph-b", "ph-c")
 
 # p: real power W, q: reactive power var, s: apparent power VA, v: V rms, i: A rms, pf: power factor, f: Hz.
@@ -27,13 +37,15 @@ REPORT_NAMES = {
     "f": "freqHz",
 }
 
-
 # float's greatest is 1.8e308; adjusted() tells the exponent in a fifth of the time that float() takes.
 _INFINITE = 308
+_LONGEST_NUMBER = 40
+_LONGEST_SERIAL = 20  # a recorded one has twelve digits
+_MOST_INVERTERS = 1000  # 51 entries are on record
 
 
 class BadReading(Exception):
-    """The Envoy's answer is not what this endpoint sends; the text says what it is instead."""
+    """The gateway's answer is not what this page holds; the text says what it is instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +61,20 @@ class MeterReading:
 
 @dataclass(frozen=True, slots=True)
 class InverterReport:
-    """A microinverter's last report: `reported_at` in epoch seconds by the Envoy's clock, watts now and at most."""
+    """An inverter's last report: `reported_at` in epoch seconds by the gateway's clock, watts now and at most.
+
+    dev_type: 1 is a microinverter, 11 an AC battery; None where the gateway does not tell, as up to M4.2.33.
+    """
 
     serial: str
     reported_at: int
     watts: Decimal
     max_watts: Decimal | None
+    dev_type: int | None = None
 
 
 def parse_event(text: str, at: float) -> MeterReading:
-    """Read one event of /stream/meter. Raises BadReading if there is no section in it that we know."""
+    """Read one event of /stream/meter. Raises BadReading if there is no value in it that we know."""
     return MeterReading(at, _known_sections(_object(_load(text))))
 
 
@@ -78,46 +94,55 @@ def parse_reports(text: str, at: float) -> tuple[int, MeterReading]:
                 if isinstance(line, dict)
             }
             created = max(created, _whole(report.get("createdAt")) or 0)
+    reading = MeterReading(at, _known_sections(sections))
     if not created:
         raise BadReading("reports without createdAt")
-    return created, MeterReading(at, _known_sections(sections))
+    return created, reading
 
 
 def parse_inverters(text: str) -> tuple[list[InverterReport], list[str]]:
     """Read an answer of /api/v1/production/inverters into its reports and, in words, the entries that are none.
 
-    An entry needs a serial number, a date other than 0 and watts; devType is missing up to M4.2.33 and not needed.
-    Raises BadReading for anything but a list with entries.
+    An entry needs a serial number, a date other than 0 and watts. Of a serial number that is listed twice the newest
+    report counts. Raises BadReading for anything but a list with entries.
     """
     entries = _list(_load(text))
     if not entries:
         raise BadReading("an empty list")
-    reports, skipped = [], []
+    if len(entries) > _MOST_INVERTERS:
+        raise BadReading(f"a list of {len(entries)} entries")
+    reports: dict[str, InverterReport] = {}
+    skipped = []
     for number, entry in enumerate(entries, 1):
         unit = entry if isinstance(entry, dict) else {}
         serial, date = unit.get("serialNumber"), _whole(unit.get("lastReportDate"))
         watts = _number(unit.get("lastReportWatts"))
-        if not (isinstance(serial, str) and serial.isalnum() and serial.isascii()):
+        if not (isinstance(serial, str) and serial.isalnum() and serial.isascii() and len(serial) <= _LONGEST_SERIAL):
             skipped.append(f"entry {number}")
         elif date and watts is not None:
-            reports.append(InverterReport(serial, date, watts, _number(unit.get("maxReportWatts"))))
+            if serial not in reports or reports[serial].reported_at < date:
+                most, kind = _number(unit.get("maxReportWatts")), _whole(unit.get("devType"))
+                reports[serial] = InverterReport(serial, date, watts, most, kind)
         else:
             skipped.append(f"inverter {serial}")
-    return reports, skipped
+    return list(reports.values()), skipped
 
 
 def _known_sections(answer: dict[str, Any]) -> dict[str, dict[str, dict[str, Decimal]]]:
+    """Return the values that we know; sections and phases without any are left out. Raises BadReading for none."""
     sections = {}
     for section in SECTIONS:
-        phases = answer.get(section)
-        if isinstance(phases, dict):
-            sections[section] = {
-                phase: {key: number for key in REPORT_NAMES if (number := _number(phases[phase].get(key))) is not None}
+        if isinstance(phases := answer.get(section), dict):
+            known = {
+                phase: values
                 for phase in PHASES
-                if isinstance(phases.get(phase), dict)
+                if isinstance(sent := phases.get(phase), dict)
+                and (values := {key: number for key in REPORT_NAMES if (number := _number(sent.get(key))) is not None})
             }
+            if known:
+                sections[section] = known
     if not sections:
-        raise BadReading(f"no section {', '.join(SECTIONS)}")
+        raise BadReading("no reading, because it holds no value of a meter")
     return sections
 
 
@@ -131,7 +156,7 @@ def _load(text: str) -> Any:  # noqa: ANN401 - whatever a gateway answers
 
 def _literal(digits: str) -> Decimal | None:
     try:
-        return Decimal(digits)
+        return Decimal(digits) if len(digits) <= _LONGEST_NUMBER else None
     except InvalidOperation:  # an exponent of twenty digits
         return None
 

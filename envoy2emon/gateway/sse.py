@@ -1,8 +1,8 @@
 """Server-sent events: bytes in, the data of complete events out.
 
-The law of this file: the events do not depend on how the bytes were cut into chunks, and memory is bounded.
-Source: the WHATWG HTML standard, section 9.2.6. The Envoy sends one `data:` line an event and no other field; its D7
-firmware ends lines with CRLF (Matthew1471/Enphase-API).
+The events do not depend on how the bytes were cut into chunks, and memory is bounded. Source: the WHATWG HTML standard,
+section 9.2.6. The gateway sends one `data:` line an event and no other field; its D7 firmware ends lines with CRLF
+(Matthew1471/Enphase-API).
 """
 
 import re
