@@ -4,6 +4,7 @@ Whatever requests, urllib3 and the modules below them raise becomes Failed here,
 """
 
 import hashlib
+import http.client
 import socket
 import ssl
 from collections.abc import Iterator
@@ -31,19 +32,25 @@ MOST_BYTES = 1024 * 1024
 CONNECT_S = 10.0
 
 _SLOW, _TLS = "does not answer in time", "does not speak TLS as it should"
+_NO_HTTP = "answers something that is no HTTP"
 _NO_NAME = "has a name that cannot be resolved"
 _UNTRUSTED = "has a certificate that this computer does not trust"
 _OTHER = "has another certificate than the one that is set"
 # The first that fits one of an error's causes says what happened.
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    ((NameResolutionError, LocationParseError, UnicodeError, socket.gaierror), _NO_NAME),
+    (
+        (NameResolutionError, LocationParseError, requests.exceptions.InvalidURL, UnicodeError, socket.gaierror),
+        _NO_NAME,
+    ),
     ((ConnectionRefusedError,), "refuses the connection"),
     ((ConnectTimeoutError, requests.ConnectTimeout), "does not answer"),
     ((urllib3.exceptions.TimeoutError, requests.Timeout, TimeoutError), _SLOW),
     ((ssl.SSLCertVerificationError,), _UNTRUSTED),
     ((urllib3.exceptions.SSLError, requests.exceptions.SSLError, ssl.SSLError), _TLS),
     ((NewConnectionError,), "cannot be reached"),
-    ((ConnectionError, IncompleteRead, ProtocolError), "closed the connection"),
+    ((ConnectionError, IncompleteRead, http.client.IncompleteRead), "closed the connection"),
+    ((http.client.HTTPException,), _NO_HTTP),
+    ((ProtocolError,), "closed the connection"),
 )
 
 
@@ -157,7 +164,7 @@ def _words(error: Exception, seconds: float) -> str:
         return f"does not answer within {seconds:.0f} s"
     if words == _TLS and any("ingerprint" in str(cause) for cause in causes):
         return _OTHER
-    return words or "answers something that is no HTTP"
+    return words or _NO_HTTP
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
