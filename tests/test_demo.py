@@ -168,8 +168,8 @@ def test_the_readmes_line_in_a_fresh_clone(tmp_path: Path) -> None:
         if (PROJECT / name).exists():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
-    section = (PROJECT / "README.md").read_text().partition("\n## Try it\n")[2]
-    line = re.findall(r"^    (python3 .*)$", section, re.MULTILINE)[0]
+    readme = (PROJECT / "README.md").read_text("utf-8")
+    line = re.findall(r"^ *(python3 .*envoy2emon demo)$", readme, re.MULTILINE)[0]
     done = subprocess.run(
         f"{line} --seconds 4 --listen 127.0.0.1:0",
         shell=True,

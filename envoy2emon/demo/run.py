@@ -6,6 +6,7 @@ code that the tests use.
 
 import errno
 import io
+import json
 import math
 import os
 import signal
@@ -22,7 +23,9 @@ from envoy2emon.demo.day import Day
 from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import inverters
+from envoy2emon.gateway.readings import parse_event
 from envoy2emon.live import http as live_http
+from envoy2emon.live.server import HISTORY_S, figures
 
 # A day passes in four minutes; it begins at breakfast.
 HOURS_A_SECOND = 24 / 240
@@ -79,6 +82,7 @@ def _run(stop: SimpleQueue[None], seconds: float | None, page: str) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="envoy2emon-demo-")))
         emoncms = stack.enter_context(StandInEmonCMS(keep=KEPT_ROWS))
         gateway = stack.enter_context(SimulatedEnvoy(source=lambda: day.event(hour())))
+        _write_past(folder / "state", day)
         env_file = folder / ".env"
         env_file.touch(0o600)
         env_file.write_text(
@@ -105,6 +109,16 @@ def _run(stop: SimpleQueue[None], seconds: float | None, page: str) -> int:
                 head = ""
         print(f"\nEnded; EmonCMS has received {emoncms.account.applied} rows.")
     return 0
+
+
+def _write_past(state: Path, day: Day) -> None:
+    """Leave the fifteen minutes before the demo to the live page, as a daemon that ran then would have."""
+    now, points = int(time.time()), []
+    for ago in range(HISTORY_S, 0, -1):
+        watts = figures(parse_event(day.event((FIRST_HOUR - ago * HOURS_A_SECOND) % 24), now - ago))
+        points.append((now - ago, watts["p"], watts["c"]))
+    state.mkdir(0o700)
+    (state / "history.json").write_text(json.dumps(points))
 
 
 def _stopped(stop: SimpleQueue[None], seconds: float) -> bool:
