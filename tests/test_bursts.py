@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envoy2emon.gateway.bursts import HEEL_S, MOST_HELD_S, Arrival, Bursts
+from envoy2emon.gateway.bursts import FOLLOWS_S, MOST_HELD_S, Arrival, Bursts
 from envoy2emon.gateway.readings import MeterReading
 
 
@@ -31,8 +31,8 @@ def test_a_stream_that_keeps_the_beat_is_not_touched() -> None:
     bursts = Bursts()
     assert bursts.take(Arrival(9.9)) == []
     assert bursts.take(arrival(10.0, 1)) == []
-    assert bursts.wait(10.0) == pytest.approx(HEEL_S)
-    assert [reading.at for reading in bursts.release(10.0 + HEEL_S)] == [10.0]
+    assert bursts.wait(10.0) == pytest.approx(FOLLOWS_S)
+    assert [reading.at for reading in bursts.release(10.0 + FOLLOWS_S)] == [10.0]
     for at in (11.0, 12.4, 13.0, 13.5):
         assert [reading.at for reading in bursts.take(arrival(at, 1))] == [at]
         assert bursts.wait(at) is None

@@ -1,0 +1,122 @@
+"""/ivp/meters -> meters, and what their owner is told."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envoy2emon.gateway.meters import Meter, advice, parse_meters
+from envoy2emon.gateway.readings import SECTIONS, BadReading, MeterReading, parse_reports
+from tests import fixtures
+
+ALL = ("prod", "cons", "net")
+SETUP = "are the current transformers (CTs) connected, and enabled in the installer's setup? If there are none: "
+OFF = "sudo systemctl disable --now envoy2emon"
+
+
+def site(name: str) -> tuple[list[Meter], MeterReading]:
+    """Return the meters of a site and its reading."""
+    found = fixtures.site_of(name)
+    return parse_meters(json.dumps(found["meters"])), parse_reports(json.dumps(found["reports"]), 1.0)[1]
+
+
+def meter(kind: str, state: str = "enabled", **more: Any) -> str:  # noqa: ANN401
+    """Make the answer of a gateway with this one meter."""
+    return json.dumps([{"measurementType": kind, "state": state, "phaseCount": 3, "meteringStatus": "normal"} | more])
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (meter("production"), "production, 3 phases, on"),
+        (meter("production", phaseCount=1), "production, 1 phase, on"),
+        (meter("net-consumption", "disabled"), "net-consumption, off"),
+        (meter("production", meteringStatus="check-wiring"), "production, 3 phases, on, its wiring is to be checked"),
+        (meter("storage", meteringStatus="not-metering"), "storage, 3 phases, on, it does not measure"),
+        (
+            meter("production", statusFlags=["production-imbalance", "power-on-unused-phase"]),
+            "production, 3 phases, on, its phases produce unequally, there is power on a phase that is not in use",
+        ),
+        (meter("evse", meteringStatus="new\x1b[31m\nword" + "x" * 99), f"evse, 3 phases, on, new?[31m word{'x' * 27}"),
+        (meter("load", statusFlags=[1, None, "odd"], phaseCount=10**30), "load, 1 phase, on, odd"),
+    ],
+)
+def test_a_meter_is_said_in_plain_words(answer: str, words: str) -> None:
+    """Kind, phases, on or off, and what the gateway finds wrong with it, without control characters or end."""
+    assert [each.words() for each in parse_meters(answer)] == [words]
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_every_kind_of_meter_is_known(kind: str) -> None:
+    """All eight measurementTypes on record come out; what is no meter does not."""
+    assert [each.kind for each in parse_meters(meter(kind))] == [kind]
+    assert parse_meters('[7, null, {}, {"measurementType": {}}, {"measurementType": "heat"}]') == []
+
+
+METERS_OFF = "the meters for production and consumption are off, and what the gateway sends of them is noise: " + SETUP
+NET_OFF = "the consumption meter is off, so net is noise and consumption only a copy of production: " + SETUP
+NET_ONLY = "the production meter is off, so production is noise and consumption only a copy of net: " + SETUP
+LOAD_ONLY = "its consumption CTs measure consumption alone (load-only) and it sends no net: "
+COPIED = (
+    "the gateway sends the same watts as consumption and as net although the panels produce, a fault of its firmware "
+    "(D8.3.5433): consumption is short by all of the production. Set "
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "told"),
+    [
+        ("one_line", ALL, ""),
+        ("meters_off", ALL, METERS_OFF + OFF),
+        ("net_off", ALL, NET_OFF + "STREAM_SECTIONS=prod"),
+        ("net_off_noise", ("cons", "prod", "evse"), NET_OFF + "STREAM_SECTIONS=prod,evse"),
+        ("net_off", ("cons", "net"), NET_OFF + OFF),
+        ("net_off", ("prod",), ""),
+        ("net_only", ALL, NET_ONLY + "STREAM_SECTIONS=net, and the inverters tell the production"),
+        ("net_only", ("net",), ""),
+        ("load_only", ALL, LOAD_ONLY + "set STREAM_NET=calculated"),
+        ("load_only", ("prod", "cons"), ""),
+        ("total_is_net", ALL, COPIED + "STREAM_SECTIONS=prod,net"),
+        ("total_is_net", ("prod", "net"), ""),
+    ],
+)
+def test_an_owner_is_told_what_is_wrong_with_what_is_posted(name: str, sections: tuple[str, ...], told: str) -> None:
+    """Each site of another kind has its own words and the right cure, and none if nothing wrong is posted."""
+    meters, reading = site(name)
+    assert advice(meters, sections, reading) == [told][: bool(told)]
+
+
+def test_a_net_that_is_calculated_needs_no_advice() -> None:
+    """STREAM_NET=calculated is the cure for load-only CTs, so it is not advised where it is set."""
+    meters, reading = site("load_only")
+    assert advice(meters, ALL, reading, net_calculated=True) == []
+    assert advice([], ALL, reading) == []
+
+
+def test_other_meters_that_are_off_or_wired_wrongly() -> None:
+    """Of the meters beyond production and consumption, and of troubles, only what is posted is said."""
+    both = parse_meters(meter("production", meteringStatus="check-wiring")) + parse_meters(meter("storage", "disabled"))
+    wiring = "the meter for production: its wiring is to be checked"
+    assert advice(both, ("prod",)) == [wiring]
+    storage = f"the meter for storage is off: {SETUP}STREAM_SECTIONS=prod"
+    assert advice(both, ("prod", "storage")) == [wiring, storage]
+    assert advice(both, ("pv3p",)) == []
+
+
+def test_at_night_total_may_equal_net() -> None:
+    """While nothing is produced the two are the same on every gateway."""
+    watts = {"production": -2.1, "net-consumption": 5, "total-consumption": 5}
+    reports = [{"createdAt": 1, "reportType": kind, "lines": [{"actPower": p}]} for kind, p in watts.items()]
+    _, reading = parse_reports(json.dumps(reports), 1.0)
+    assert advice([], ALL, reading) == []
+
+
+@settings(deadline=None)
+@given(st.text() | st.sampled_from(["{}", "null", "[" * 60_000, "[" + "0," * 100 + "0]", "<html>", "NaN"]))
+def test_what_is_no_list_of_meters_is_a_bad_reading(text: str) -> None:
+    """Whatever a gateway answers gives meters or a BadReading, and the meters can be said."""
+    with suppress(BadReading):
+        assert all(each.words() for each in parse_meters(text))
