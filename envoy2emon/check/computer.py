@@ -1,51 +1,69 @@
-"""The questions to this computer: its clock, the saved backlog, the units.
+"""The questions to this computer: its clock, the saved backlog, the live page, the units.
 
-The law of this file: nothing is written, and a daemon at work is not disturbed.
+Nothing is opened for writing, a daemon at work is not disturbed, and no link in the state directory is followed,
+because root asks and the service's user may have put it there.
 """
 
 import json
 import os
 import sqlite3
+import stat
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
-from envoy2emon.check.verdict import Verdict, fail, ok, warn
-from envoy2emon.config import INSTALLED_ENV_FILE
+from envoy2emon import web
+from envoy2emon.check.verdict import Found, Verdict, fail, ok, warn
+from envoy2emon.inverters import CLOCK_OFF_S
 from envoy2emon.outage import duration
+from envoy2emon.settings import INSTALLED_ENV_FILE, Settings
 
 CLOCKS_APART_S = 60.0
-# 24 hours of readings take 13 MB.
-LEAST_FREE = 50 * 1024 * 1024
+# A day of 36 inputs takes 13 MB; the daemons save 31 MB at most (emoncms/backlog.py).
+LEAST_FREE = MOST_SAVED = 50 * 1024 * 1024
 DAEMONS = {"envoy2emon": "stream", "envoy2emon_inv": "inverters"}
+SUDO = "run: sudo envoy2emon check"
 _TOOL_TIMEOUT_S = 5.0
-# Bundles go as a whole when all of their rows are delivered.
-_WAITING = "SELECT sum(count) FROM rows"
-_PROPERTIES = "Id,LoadState,UnitFileState,ActiveState,SubState,Result,StatusText,NRestarts,ExecMainStatus"
+_ROWS = "SELECT sum(length(dates) - length(replace(dates, ',', '')) + 1) FROM blocks"
+_PROPERTIES = (
+    "Id,LoadState,UnitFileState,ActiveState,SubState,Result,StatusText,NRestarts,ExecMainStatus,InvocationID,"
+    "ActiveEnterTimestamp"
+)
 
 
-def ask(clocks: Mapping[str, float], state: Path | None) -> Iterator[Verdict]:
-    """Ask all of it; `clocks` holds the seconds by which the neighbours' clocks are ahead."""
-    if clocks:
-        yield _clocks(clocks)
+def ask(settings: Settings | None, state: Path | None, found: Found) -> Iterator[Verdict]:
+    """Ask all of it; without valid settings not for the live page."""
+    yield from _clocks(found)
     yield from _backlog(state)
-    yield from _units()
+    if settings and settings.live_listen:
+        yield _live(settings.live_listen)
+    idle = {"envoy2emon"} if found.meters is False else set()
+    yield from _units(idle | ({"envoy2emon_inv"} if found.newest_report == 0 else set()))
 
 
-def _clocks(clocks: Mapping[str, float]) -> Verdict:
-    told = ", ".join(f"{name}'s is {_apart(seconds)}" for name, seconds in clocks.items())
+def _clocks(found: Found) -> Iterator[Verdict]:
+    clocks = {"the gateway's": found.gateway_ahead, "EmonCMS's": found.emoncms_ahead}
+    known = {whose: ahead for whose, ahead in clocks.items() if ahead is not None}
+    if not known:
+        return
+    told = ", ".join(f"{whose} is {_apart(ahead)}" for whose, ahead in known.items())
     text = f"against this computer's clock {told}"
-    seconds = list(clocks.values())
-    if max(map(abs, seconds)) <= CLOCKS_APART_S:
-        return ok("clocks", text)
-    if max(seconds) - min(seconds) <= CLOCKS_APART_S:
-        cure = "this computer's clock is the wrong one, unless it is theirs: see timedatectl"
-    elif abs(clocks["Envoy"]) > CLOCKS_APART_S:
-        cure = "the inverters' reports are dated by the Envoy's clock, which Enphase sets: has the Envoy Internet?"
+    gateway, emoncms = found.gateway_ahead or 0.0, found.emoncms_ahead or 0.0
+    if abs(gateway) <= CLOCK_OFF_S and abs(emoncms) <= CLOCKS_APART_S:
+        yield ok("clocks", text)
+    elif max(known.values()) - min(known.values()) <= CLOCKS_APART_S:
+        yield warn(
+            "clocks",
+            f"{text}. This computer's clock is wrong, unless {'both are' if gateway else 'that is'}: see timedatectl",
+        )
+    elif abs(gateway) > CLOCK_OFF_S:
+        cure = "It dates the inverters' reports, and is set over the Internet: has the gateway Internet access?"
+        yield warn("clocks", f"{text}. {cure}")
     else:
-        cure = "EmonCMS dates the meters' readings: see timedatectl on its computer"
-    return warn("clocks", f"{text}: {cure}")
+        yield warn("clocks", f"{text}. It dates the meters' readings: see timedatectl on its computer")
 
 
 def _apart(seconds: float) -> str:
@@ -56,77 +74,140 @@ def _apart(seconds: float) -> str:
 
 def _backlog(state: Path | None) -> Iterator[Verdict]:
     if state is None:
-        yield warn("backlog", "there is no HOME or STATE_DIRECTORY to save it in: it is kept in memory only")
+        yield warn("backlog", "there is no HOME or STATE_DIRECTORY to save it in, so it is kept in memory only")
         return
     try:
         folder = next(path for path in (state, *state.parents) if path.exists())
         disk = os.statvfs(folder)
-        damaged = sorted(path.name for path in state.glob("*.damaged-*"))
-        waiting = {name: _waiting(state / f"{name}.sqlite") for name in DAEMONS.values()}
-    except OSError as error:
-        yield warn("backlog", f"{state} cannot be looked into ({error.strerror}): use sudo")
+        entries = list(os.scandir(state)) if state == folder else []
+    except NotADirectoryError:
+        yield fail("backlog", f"{state} is not a directory, so nothing can be saved there: is STATE_DIRECTORY right?")
         return
-    except sqlite3.Error as error:
-        cure = "if it stays so, restart the daemons, which set aside what is damaged"
-        yield warn("backlog", f"the saved rows in {state} cannot be read ({error}). Check again; {cure}")
+    except OSError:
+        yield warn("backlog", f"{state} may not be read by this user: {SUDO}")
         return
     free = disk.f_bavail * disk.f_frsize
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        cure = "is the disk read-only? See mount. Is STATE_DIRECTORY right?"
+        cure = "is the disk read-only (see mount), and STATE_DIRECTORY right?"
         yield fail("backlog", f"{folder} cannot be written, so nothing can be saved there: {cure}")
     elif free < LEAST_FREE:
-        yield fail("backlog", f"{folder} has only {free // 1024**2} MB left: make room, df -h shows where")
-    if damaged:
-        yield warn("backlog", f"{', '.join(damaged)} in {state}: saved rows that could not be read; remove at will")
-    if told := ", ".join(f"up to {rows} rows of the {name}" for name, rows in waiting.items() if rows):
-        yield warn("backlog", f"{told} wait in {state}; they go out, oldest first, when EmonCMS answers")
-    else:
-        yield ok("backlog", f"nothing saved waits in {state}")
+        yield fail("backlog", f"{folder} has only {free // 1024**2} MB left: free some space, df -h shows where")
+    for link in sorted(entry.name for entry in entries if entry.is_symlink()):
+        yield warn("backlog", f"{link} in {state} is a symbolic link, which is not followed. Who made it? Remove it")
+    if aside := sorted(entry.name for entry in entries if ".set-aside-" in entry.name or ".damaged-" in entry.name):
+        yield warn("backlog", f"{', '.join(aside)} in {state} could not be read as a backlog; remove it if you like")
+    files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    yield _saved(state, {name: f"{name}.sqlite" for name in DAEMONS.values() if f"{name}.sqlite" in files})
 
 
-def _waiting(path: Path) -> int:
-    """Count a daemon's saved rows; the file is read-only to us, and locked for no longer than this takes."""
-    if not path.exists():
-        return 0
-    file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_TOOL_TIMEOUT_S)
+def _saved(state: Path, files: Mapping[str, str]) -> Verdict:
+    """Tell how many rows of each daemon are saved."""
     try:
-        return file.execute(_WAITING).fetchone()[0] or 0
-    finally:
-        file.close()
+        rows = {name: _rows(state, file) for name, file in files.items()}
+    except PermissionError:
+        return warn("backlog", f"what is saved in {state} may not be read by this user: {SUDO}")
+    except (OSError, sqlite3.Error):
+        cure = "Check again; if it stays so, restart the daemons, which set aside what they cannot read"
+        return warn("backlog", f"the rows saved in {state} cannot be read. {cure}")
+    if told := ", ".join(f"up to {count} rows of the {name}" for name, count in rows.items() if count):
+        return warn("backlog", f"{told} wait in {state}; they go out, oldest first, when EmonCMS answers")
+    return ok("backlog", f"nothing saved waits in {state}")
 
 
-def _units() -> Iterator[Verdict]:
+def _rows(state: Path, name: str) -> int:
+    """Count the rows in a file; one that a daemon is just writing is read again. Raises OSError, sqlite3.Error."""
+    for _ in range(3):
+        try:
+            return _count(_content(state, name))
+        except sqlite3.Error:
+            threading.Event().wait(0.3)
+    return _count(_content(state, name))
+
+
+def _content(state: Path, name: str) -> bytes:
+    """Return a file's content, "" if it has gone. Raises OSError."""
+    try:
+        number = os.open(state / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    with open(number, "rb") as file:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise FileExistsError(name)
+        content = file.read(MOST_SAVED + 1)
+    if len(content) > MOST_SAVED:
+        raise OSError(name)
+    return content
+
+
+def _count(content: bytes) -> int:
+    """Count rows in memory. Raises sqlite3.Error."""
+    if not content:
+        return 0
+    ends = time.monotonic() + _TOOL_TIMEOUT_S
+    with closing(sqlite3.connect(":memory:")) as file:
+        file.deserialize(content)
+        file.execute("PRAGMA trusted_schema = OFF")  # whoever wrote the file shall not run functions here
+        file.set_progress_handler(lambda: time.monotonic() > ends, 100_000)
+        return int(file.execute(_ROWS).fetchone()[0] or 0)
+
+
+def _live(listen: str) -> Verdict:
+    host, _, port = listen.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - nothing is bound here
+    url = f"http://{host}:{port}/"
+    cure = "the daemon envoy2emon serves it; sudo systemctl status envoy2emon says why it does not"
+    try:
+        with web.session() as session, web.in_words(_TOOL_TIMEOUT_S):
+            page = web.body(session.get(url, timeout=_TOOL_TIMEOUT_S, stream=True))
+    except web.Failed as failed:
+        return warn("live", f"LIVE_LISTEN is {listen}, but there is no page, because {url} {failed}: {cure}")
+    if "solar_data" not in page:
+        return warn("live", f"LIVE_LISTEN is {listen}, but another program answers at {url}: choose another port")
+    return ok("live", f"the page is there, at {url} from this computer")
+
+
+def _units(idle: Collection[str]) -> Iterator[Verdict]:
+    """Tell of each unit; those in `idle` have nothing to do at this gateway."""
     units = [f"{name}.service" for name in DAEMONS]
-    shown = _output("systemctl", "show", "--timestamp=unix", f"--property={_PROPERTIES},ActiveEnterTimestamp", *units)
+    shown, _ = _output("systemctl", "show", "--timestamp=unix", f"--property={_PROPERTIES}", *units)
     if not shown:
         yield ok("units", "no systemd runs here")
+        return
+    may_read = True
     for block in shown.strip().split("\n\n"):
         unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         if unit.get("LoadState") == "loaded":
-            yield _unit(unit, unit["Id"].removesuffix(".service"))
+            name = unit["Id"].removesuffix(".service")
+            trouble, complaint = _last_trouble(name, unit["InvocationID"])
+            may_read &= not complaint
+            off = unit["ActiveState"] == "inactive" and name in idle
+            yield ok("units", f"{name} is off, and has nothing to do here") if off else _unit(unit, name, trouble)
         elif unit:
             yield warn("units", f"{unit.get('Id')} is not installed: sudo systemd/install.sh does it")
+    if not may_read and os.geteuid() != 0:
+        yield warn("units", f"the daemons' messages may not be read by this user: {SUDO}")
 
 
-def _unit(unit: Mapping[str, str], name: str) -> Verdict:
-    trouble = _last_trouble(name)
+def _unit(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
     if unit["ActiveState"] != "active":
         return _not_running(unit, name, trouble)
     text = f"{name} runs: {unit['StatusText'] or 'no status yet'}{trouble}"
     if unit["UnitFileState"] != "enabled":
         return warn("units", f"{text}. It will not start with the computer: sudo systemctl enable {name}")
-    if _changed_since(unit.get("ActiveEnterTimestamp", "")):
-        return warn("units", f"{text}. The settings changed since it started: sudo systemctl restart {name}")
+    if _changed_since(unit["ActiveEnterTimestamp"]):
+        return warn("units", f"{text}. The settings have changed since it started: sudo systemctl restart {name}")
     return ok("units", text)
 
 
 def _not_running(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
     if unit["ActiveState"] == "failed":
         how = f"{unit['Result']}, exit status {unit['ExecMainStatus']}"
-        return fail("units", f"{name} has failed ({how}){trouble}. Mend that, then: sudo systemctl restart {name}")
+        return fail("units", f"{name} has failed ({how}){trouble}. Put that right, then: sudo systemctl restart {name}")
     if unit["SubState"] == "auto-restart":
         restarts = f"{unit['NRestarts']} times so far"
-        return fail("units", f"{name} ends and starts again, {restarts}{trouble}. See sudo journalctl -u {name}")
+        return fail(
+            "units", f"{name} keeps ending and starting again, {restarts}{trouble}. See sudo journalctl -u {name}"
+        )
     if unit["ActiveState"] == "activating":
         return warn("units", f"{name} is just starting")
     if unit["UnitFileState"] == "enabled":
@@ -143,24 +224,24 @@ def _changed_since(started: str) -> bool:
         return False
 
 
-def _last_trouble(name: str) -> str:
-    """Tell the last warning or error that the daemon itself wrote since the boot."""
-    options = ("--priority=warning", "--lines=1", "--output=json", "--boot", "--quiet", "--no-pager")
-    lines = _output("journalctl", f"--identifier={name}", *options).splitlines()
+def _last_trouble(name: str, run: str) -> tuple[str, str]:
+    """Return the last warning or error that the daemon itself wrote in this run, and what journalctl complains of."""
+    options = ("--priority=warning", "--lines=1", "--output=json", "--no-pager", f"_SYSTEMD_INVOCATION_ID={run}")
+    lines, complaint = _output("journalctl", f"--identifier={name}", *options)
     try:
-        entry = json.loads(lines[-1])
+        entry = json.loads(lines.splitlines()[-1])
         age = time.time() - int(entry["__REALTIME_TIMESTAMP"]) / 1e6
-        return f"; last trouble, {duration(age)} ago: {entry['MESSAGE']}"
+        return f"; last trouble, {duration(age)} ago: {entry['MESSAGE']}", complaint
     except (LookupError, ValueError, TypeError):
-        return ""
+        return "", complaint
 
 
-def _output(*command: str) -> str:
-    """Return what a command prints, "" if it fails or takes too long."""
+def _output(*command: str) -> tuple[str, str]:
+    """Return what a command prints to stdout and stderr, nothing on stdout if it fails or takes too long."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed words
-            command, capture_output=True, timeout=_TOOL_TIMEOUT_S, check=True, text=True, errors="replace"
+            command, capture_output=True, timeout=_TOOL_TIMEOUT_S, check=False, text=True, errors="replace"
         )
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
+        return "", ""
+    return done.stdout if done.returncode == 0 else "", done.stderr

@@ -1,137 +1,217 @@
-"""The questions to EmonCMS: is it there, may the key write, what has arrived.
+"""The questions to EmonCMS: is it there, may the key write, do both daemons' rows arrive.
 
-The law of this file: no question leaves an input behind.
+No question leaves an input behind.
 """
 
-import math
+import json
 import re
 import time
-from collections.abc import Iterator
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from urllib.parse import urljoin, urlsplit
 
-from envoy2emon.check.verdict import Verdict, fail, ok, warn
-from envoy2emon.emoncms.client import EmonCMS, Rejected, Unauthorized, Unavailable
-from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
-from envoy2emon.outage import duration
+from envoy2emon import web
+from envoy2emon.check.verdict import Found, Verdict, fail, ok, sentences, warn
+from envoy2emon.emoncms.client import EmonCMS, Unauthorized, Unavailable
 from envoy2emon.gateway.readings import PHASES
-from envoy2emon.settings import Config
+from envoy2emon.outage import duration
+from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
+from envoy2emon.settings import Secret, Settings
 
-# EmonCMS passes over rows of less than three items and answers ok (11.16.8); versions of 2016 find fault with the row.
-# Either answer takes a key that may write, and neither makes an input.
-NO_ROW = "data=[[0]]&sentat=0"
-# The stream brings rows every second, late by a slow EmonCMS at most.
+# A row a second and a report in 5 minutes: what is older than the newest one by so much has stopped.
 STALE_S = 300.0
+LONGER_THAN_A_NIGHT_S = 86400.0
+MOST_NODES = 32  # of an account (input_methods.php)
 # What the two daemons post: a node may hold other sensors' inputs too.
 _METERS = re.compile(rf"({'|'.join(SECTION_NAMES)})_({'|'.join(PHASES)})_({'|'.join(KEY_NAMES)})")
 _INVERTERS = re.compile(r"[0-9A-Za-z]+_(wNow|wMax)")
 _VERSION = re.compile(r"(?:low-write )?v?\d+\.[\w.~ -]{1,30}")
+_TIMEOUT_S = (10.0, 30.0)
+_DROPPED = (
+    "EMONCMS_APIKEY is accepted in a form, but not in the Authorization header: the web server or a proxy in front of "
+    'EmonCMS drops that header. Apache: SetEnvIf Authorization "(.+)" HTTP_AUTHORIZATION=$1, or CGIPassAuth On. nginx: '
+    "proxy_set_header Authorization $http_authorization; or, where it calls PHP, fastcgi_param HTTP_AUTHORIZATION "
+    "$http_authorization;"
+)
 
 
-def ask(config: Config, clocks: dict[str, float]) -> Iterator[Verdict]:
-    """Ask all of it; `clocks` gets the seconds by which EmonCMS's clock is ahead of this computer's."""
-    url = config.emoncms_url
+def ask(settings: Settings, key: Secret | None, found: Found) -> Iterator[Verdict]:
+    """Ask all of it; without a key only what needs none. `found` gets how far EmonCMS's clock is ahead."""
+    url, pin = settings.emoncms_url, settings.emoncms_cert_sha256
     try:
-        version = _version(url)
+        version = _version(url, pin)
     except Unauthorized:  # EmonCMS itself tells its version to anyone
         yield fail("EmonCMS", f"{url} wants a password of its web server (401): is EMONCMS_URL right?")
         return
-    except (Unavailable, Rejected) as trouble:
-        answered = trouble.__cause__ is None
-        yield fail("EmonCMS", _sentences(str(trouble), _cure(str(trouble), url), _elsewhere(url) if answered else ""))
+    except Unavailable as trouble:
+        yield fail("EmonCMS", sentences(str(trouble), _cure(trouble, url, pin)))
         return
     if version:
         yield ok("EmonCMS", f"{url} is EmonCMS {version}")
-    elif elsewhere := _elsewhere(url):
-        yield fail("EmonCMS", _sentences(f"{url} answers, but is not EmonCMS", elsewhere))
+    elif elsewhere := _elsewhere(url, pin):
+        yield fail("EmonCMS", sentences(f"{url} answers, but is not EmonCMS", elsewhere))
         return
-    emoncms = EmonCMS(url, config.emoncms_apikey)
-    try:
-        yield from _key(emoncms, config, version)
-        yield _inputs(emoncms, config, clocks)
-    except Unauthorized as trouble:
-        yield fail("key", f"{trouble}; it is found under Setup, My Account")
-    except Unavailable as trouble:
-        cure = "" if version else "Is EMONCMS_URL right? There is no EmonCMS that tells its version"
-        yield fail("EmonCMS", _sentences(str(trouble), cure, _cure(str(trouble), url)))
-    finally:
-        emoncms.close()
+    if key:
+        yield from _account(settings, key, version, found)
 
 
-def _sentences(*parts: str) -> str:
-    """Join what is not empty, each a sentence of its own."""
-    return " ".join(part if part.endswith("?") else f"{part}." for part in parts if part).removesuffix(".")
+def _account(settings: Settings, key: Secret, version: str, found: Found) -> Iterator[Verdict]:
+    """Tell what the key opens, and what has arrived."""
+    url, pin = settings.emoncms_url, settings.emoncms_cert_sha256
+    with (
+        closing(EmonCMS(url, key, settings.emoncms_node, pin)) as emoncms,
+        closing(EmonCMS(url, key, settings.emoncms_inverters_node, pin)) as beside,
+    ):
+        try:
+            verdict = _key(emoncms, key, pin)
+            if not version:
+                yield ok("EmonCMS", f"{url} is EmonCMS; it does not tell its version")
+            yield verdict
+            if emoncms.clock.ahead is not None:
+                found.emoncms_ahead = emoncms.clock.ahead + time.monotonic() - time.time()
+            if verdict.word == "ok":
+                yield _arriving(settings, emoncms.shown(), beside.shown(), found)
+                yield from _full(_nodes(url, key, pin), {settings.emoncms_node, settings.emoncms_inverters_node})
+        except Unauthorized as trouble:
+            yield fail("key", f"{trouble}, found in EmonCMS under Setup, My Account")
+        except Unavailable as trouble:
+            unknown = "" if version else "It does not tell its version as EmonCMS does: is EMONCMS_URL right?"
+            yield fail("EmonCMS", sentences(str(trouble), _cure(trouble, url, pin) or unknown))
 
 
-def _cure(trouble: str, url: str) -> str:
-    """Tell what to do about a trouble whose own words ask no question."""
-    if trouble.endswith("?"):
-        return ""
-    if "cannot be resolved" in trouble:
-        avahi = "; names in .local take sudo apt install avahi-daemon libnss-mdns" if ".local" in url else ""
-        return f"Put the address of its computer into EMONCMS_URL{avahi}"
-    if "SSL" in trouble:
-        return "Does its address begin with http:// in the browser, or is its certificate self-made? Then use http://"
-    if "answers 403" in trouble:
-        return "Its web server, or a proxy in front of it, forbids this: look into its log"
-    if "answers" in trouble:
-        return "Is its PHP or its database down? Look at it in the browser, and into its web server's log"
-    return "Is its computer on and in this network, and EMONCMS_URL its address?"
-
-
-def _version(url: str) -> str:
-    """Return the version, "" if what answers does not tell one as EmonCMS does."""
-    emoncms = EmonCMS(url, None)
-    try:
+def _version(url: str, pin: str | None) -> str:
+    """Return the version, "" if what answers does not tell one as EmonCMS does. Raises Unavailable, Unauthorized."""
+    with closing(EmonCMS(url, None, pin=pin)) as emoncms:
         text = emoncms.version()
-    finally:
-        emoncms.close()
     return text if _VERSION.fullmatch(text) else ""
 
 
-def _elsewhere(url: str) -> str:
+def _elsewhere(url: str, pin: str | None) -> str:
     """Look for EmonCMS at the usual paths and say where it is."""
     parts = urlsplit(url)
-    for path in {"/emoncms", ""} - {parts.path}:
+    for path in sorted({"/emoncms", ""} - {parts.path}):
         other = f"{parts.scheme}://{parts.netloc}{path}"
-        try:
-            if _version(other):
+        with suppress(Unavailable, Unauthorized):
+            if _version(other, pin):
                 return f"There is one at {other}, so set EMONCMS_URL={other}"
-        except (Unavailable, Unauthorized, Rejected):
-            pass
     return ""
 
 
-def _key(emoncms: EmonCMS, config: Config, version: str) -> Iterator[Verdict]:
-    """Post a row that is none. Raises Unauthorized, Unavailable."""
+def _cure(trouble: Unavailable, url: str, pin: str | None) -> str:
+    """Tell what to do about a trouble, where its own words do not."""
+    cause, words = trouble.__cause__, str(trouble)
+    if isinstance(cause, web.NoName):
+        avahi = "; names in .local take: sudo apt install avahi-daemon libnss-mdns" if ".local" in url else ""
+        return f"Put the address of its computer into EMONCMS_URL{avahi}"
+    if isinstance(cause, web.Untrusted):
+        return _certificate(url, pin)
+    if cause:
+        return "Is its computer on and in this network, its web server running, and EMONCMS_URL its address?"
+    cure = _redirected(url, pin) or _elsewhere(url, pin)
+    if not cure and "answers 403" in words:
+        cure = "Its web server, or a proxy in front of it, forbids this: look into its log"
+    elif not cure and re.search(r"answers [45]\d\d", words):
+        cure = "Is its PHP in trouble? Look at EmonCMS in the browser, and into its web server's log"
+    return cure
+
+
+def _certificate(url: str, pin: str | None) -> str:
+    """Say which certificate an https URL shows."""
     try:
-        emoncms.post(NO_ROW)
-    except Rejected:
-        pass
+        found = web.fingerprint(url)
+    except web.Failed:
+        return "Does its address begin with http:// in the browser? Then set EMONCMS_URL to that"
+    which = "If it was renewed" if pin else "If it is self-made, and you trust the network between"
+    return f"{which}, set EMONCMS_CERT_SHA256={found}"
+
+
+def _redirected(url: str, pin: str | None) -> str:
+    """If the server redirects to https, say what to set."""
+    with suppress(web.Failed), web.session(pin) as session, web.in_words():
+        with session.get(f"{url}/version", timeout=_TIMEOUT_S, stream=True, allow_redirects=False) as response:
+            target = response.headers.get("Location", "") if response.is_redirect else ""
+        base = urljoin(f"{url}/version", target).removesuffix("/version")
+        if base.startswith("https://") and base != url:
+            try:
+                _version(base, pin)
+            except Unavailable as trouble:
+                certificate = _certificate(base, pin) if isinstance(trouble.__cause__, web.Untrusted) else str(trouble)
+                return sentences(f"Set EMONCMS_URL={base}", certificate)
+            return f"Set EMONCMS_URL={base}"
+    return ""
+
+
+def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
+    """Tell whether the key may write. Raises Unauthorized, Unavailable."""
+    try:
+        emoncms.post_nothing()
     except Unavailable as trouble:
         if "answers nothing" not in str(trouble):
             raise
-        emoncms.inputs(config.emoncms_node)  # whoever may read all the same has the read key
-        cure = "put the write key, found under Setup, My Account, into .env"
-        yield fail("key", f"EMONCMS_APIKEY is the read key, which cannot post: {cure}")
-        return
-    if not version:
-        yield ok("EmonCMS", f"{emoncms.url} is EmonCMS; its version it does not say")
-    yield ok("key", "EMONCMS_APIKEY may write")
+    else:
+        return ok("key", "EMONCMS_APIKEY may write")
+    try:
+        emoncms.shown()
+    except Unavailable:
+        if _nodes(emoncms.url, key, pin) is None:
+            raise
+        return fail("key", _DROPPED)
+    cure = "put the write key, found in EmonCMS under Setup, My Account, into .env"
+    return fail("key", f"EMONCMS_APIKEY is the read key, which cannot post: {cure}")
 
 
-def _inputs(emoncms: EmonCMS, config: Config, clocks: dict[str, float]) -> Verdict:
-    """Tell what has arrived in both nodes. Raises Unavailable."""
-    told, ages = [], []
-    for node, names in ((config.emoncms_node, _METERS), (config.emoncms_inverters_node, _INVERTERS)):
-        arrived = emoncms.inputs(node)
-        ahead = arrived.date + time.monotonic() - arrived.answered_at - time.time()
-        clocks["EmonCMS"] = ahead
-        times = [at for name, (at, _) in arrived.inputs.items() if names.fullmatch(name)]
-        ages.append(max(0.0, time.time() + ahead - max(times)) if times else math.inf)
-        if times:
-            told.append(f"{len(times)} in node {node}, the newest {duration(ages[-1])} old")
-        else:
-            told.append(f"none of envoy2emon's in node {node} yet")
-    if ages[0] > STALE_S:
-        return warn("inputs", f"{'; '.join(told)}: are the daemons running? sudo systemctl status envoy2emon")
-    return ok("inputs", "; ".join(told))
+def _nodes(url: str, key: Secret, pin: str | None) -> set[str] | None:
+    """Ask for all nodes with the key in a form, which no proxy drops; None if that is not answered."""
+    with suppress(web.Failed, ValueError, RecursionError), web.session(pin) as session:
+        with web.in_words():
+            response = session.post(
+                f"{url}/input/get", {"apikey": key.value}, timeout=_TIMEOUT_S, stream=True, allow_redirects=False
+            )
+        answer = json.loads(web.body(response))
+        if response.ok and isinstance(answer, dict | list):  # PHP writes an empty object as []
+            return set(answer) if isinstance(answer, dict) else set()
+    return None
+
+
+def _full(nodes: set[str] | None, ours: set[str]) -> Iterator[Verdict]:
+    """Tell if EmonCMS takes no new node, and lacks one of ours."""
+    if nodes and len(nodes) >= MOST_NODES and (lacking := sorted(ours - nodes)):
+        missing = " and ".join(lacking)
+        cure = "delete the inputs of one that is not used any more, on EmonCMS's page Inputs"
+        yield fail("inputs", f"EmonCMS holds {len(nodes)} nodes, the most that it takes, and none is {missing}: {cure}")
+
+
+def _arriving(settings: Settings, meters: Mapping[str, int], inverters: Mapping[str, int], found: Found) -> Verdict:
+    """Tell what has arrived in both nodes, and whether it is what the gateway has to give."""
+    now = time.time() + (found.emoncms_ahead or 0.0)
+    told, idle = [], []
+    if found.meters is not False:
+        count, newest = _ours(_METERS, meters)
+        told.append(_told(count, settings.emoncms_node, now - newest if newest else None))
+        if now - newest > STALE_S + float(settings.emoncms_interval_s):
+            idle.append("envoy2emon")
+    if found.newest_report != 0:
+        count, newest = _ours(_INVERTERS, inverters)
+        told.append(_told(count, settings.emoncms_inverters_node, now - newest if newest else None))
+        # They are dated by the gateway, so it is its newest report that has to be there.
+        due = now - LONGER_THAN_A_NIGHT_S if found.newest_report is None else found.newest_report
+        if newest < due - STALE_S - float(settings.inverters_interval_s):
+            idle.append("envoy2emon_inv")
+    text = "; ".join(told) or "none are to be expected, because this gateway has neither meters nor inverters"
+    return (
+        warn("inputs", f"{text}. Does it run? sudo systemctl status {' '.join(idle)}") if idle else ok("inputs", text)
+    )
+
+
+def _ours(names: re.Pattern[str], shown: Mapping[str, int]) -> tuple[int, int]:
+    """Count a daemon's inputs, and return the newest date among them, 0 for none."""
+    dates = [date for name, date in shown.items() if names.fullmatch(name)]
+    return len(dates), max(dates, default=0)
+
+
+def _told(count: int, node: str, age: float | None) -> str:
+    if not count:
+        return f"none of envoy2emon's in node {node} yet"
+    return f"{count} in node {node}, " + (
+        "without a date" if age is None else f"the newest {duration(max(0.0, age))} old"
+    )

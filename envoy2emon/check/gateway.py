@@ -1,161 +1,247 @@
-"""The questions to the Envoy: name, ports, firmware, login, one reading, the inverters.
+"""The questions to the gateway: name, ports, firmware, login, meters, one reading, the inverters.
 
-The law of this file: the gateway is asked gently. One stream, closed at its first event; one login for all questions.
+It is asked gently: one stream, closed at its first event, and one login for all questions. What says that the gateway
+is to be switched off and on stands where it has said who it is, because another device may be at ENVOY_HOST.
 """
 
-import re
 import socket
 import time
-from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
+from collections.abc import Generator, Iterator
 from urllib.parse import urlsplit
 
-from envoy2emon.gateway.answer import ANSWER_TIMEOUT_S, StreamLost
-from envoy2emon.check.readings import first_event, inverters, transformers, watts
-from envoy2emon.check.verdict import Verdict, fail, ok, warn
-from envoy2emon.gateway.connection import CONNECT_TIMEOUT_S, Refused
-from envoy2emon.gateway.client import Envoy, Missing, NotAllowed
-from envoy2emon.gateway.info import Gateway
-from envoy2emon.outage import duration
-from envoy2emon.gateway.readings import BadReading, parse_reports
-from envoy2emon.settings import Config
+from envoy2emon.check import readings
+from envoy2emon.check.verdict import Found, Verdict, fail, ok, sentences, warn
+from envoy2emon.gateway.client import (
+    ANSWER_S,
+    CONNECT_S,
+    INVERTERS,
+    METERS,
+    REPORTS,
+    Gateway,
+    Info,
+    Lost,
+    NotFound,
+    Refused,
+    urls,
+)
+from envoy2emon.gateway.meters import STREAM_OFF, Meter, parse_meters
+from envoy2emon.gateway.readings import (
+    BadReading,
+    InverterReport,
+    MeterReading,
+    parse_event,
+    parse_inverters,
+    parse_reports,
+)
+from envoy2emon.gateway.sse import Decoder, LineTooLong
 from envoy2emon.gateway.tokens import RENEW_OWNER_S, SHORT_LIVED_S, Tokens
+from envoy2emon.outage import duration
+from envoy2emon.settings import Settings
+
+_NO_METERS = (
+    f"this gateway has none, so envoy2emon_inv alone has work to do. To switch the other daemon off: {STREAM_OFF}"
+)
+_NO_LIST = "To switch the daemon for them off: sudo systemctl disable --now envoy2emon_inv"
+_AGAIN = "Wait five minutes and check again"
+_OFF_AND_ON = f"{_AGAIN}, then switch the gateway off and on"
 
 
-def ask(config: Config, tokens: Tokens, clocks: dict[str, float], patience: float) -> Iterator[Verdict]:
-    """Ask all of it; `clocks` gets the seconds by which the Envoy's clock is ahead of this computer's."""
-    doors = list(_doors(config.envoy_host))
-    yield from doors
-    if doors[-1].word == "FAIL":
+def ask(settings: Settings, tokens: Tokens, found: Found, patience: float) -> Iterator[Verdict]:
+    """Ask all of it; `found` gets what later questions need. patience: the longest wait for a reading, in seconds."""
+    ways = list(_ways(settings.envoy_host))
+    yield from ways
+    if ways[-1].word == "FAIL":
         return
-    envoy = Envoy(config, tokens)
+    gateway = Gateway(settings, tokens)
     try:
-        gateway = envoy.detect()
-        metered, clock = _info(envoy, gateway)
-    except (StreamLost, Refused) as trouble:
-        cure = "Is ENVOY_HOST the Envoy? It restarts now and then: wait five minutes, then switch it off and on"
-        if "://" in config.envoy_host:
-            cure = f"Leave http:// and https:// out of ENVOY_HOST, and both are tried. {cure}"
-        yield fail("firmware", f"{trouble}" if isinstance(trouble, Refused) else f"{trouble}. {cure}")
-        return
-    if clock is not None:
-        clocks["Envoy"] = clock
-    yield _firmware(gateway)
-    try:
-        yield from _meters(envoy, tokens, config, patience)
-    except (NotAllowed, StreamLost, BadReading) as trouble:
-        yield _no_reading(trouble, metered=metered)
+        info = gateway.identify()
     except Refused as trouble:
-        yield fail("login", str(trouble))
-        if gateway.needs_token:
-            return
+        yield fail("firmware", str(trouble))
+        return
+    except Lost as trouble:
+        schemes = (
+            "Leave http:// and https:// out of ENVOY_HOST, and both are tried" if "://" in settings.envoy_host else ""
+        )
+        cure = f"Is ENVOY_HOST the gateway? If it is, it may be restarting. {_AGAIN}"
+        yield fail("firmware", sentences(str(trouble), schemes, cure))
+        return
+    found.gateway_ahead, found.meters = info.ahead, info.metered
+    yield _firmware(info)
+    reading = None
+    if info.metered:
+        try:
+            reading = yield from _meters(gateway, tokens, settings, found, patience)
+        except Refused as trouble:
+            yield fail("login", str(trouble))
+            if info.needs_token:
+                return
+    else:
+        yield warn("meters", _NO_METERS)
     # The inverters' user is another one below firmware 7; later on one login is enough.
-    yield inverters(envoy if gateway.needs_token else Envoy(config, tokens, inverters=True), clock or 0.0)
+    reports = yield from _inverters(
+        gateway if info.needs_token else Gateway(settings, tokens, inverters=True), info, found
+    )
+    if not info.metered and tokens.current:
+        yield _login(tokens, settings)
+    if reading:
+        yield from readings.panels(reading, reports, time.time() + (info.ahead or 0.0))
 
 
-def _doors(host: str) -> Iterator[Verdict]:
-    """Look the name up and knock at the ports; FAIL comes last."""
-    parts = urlsplit(host if "://" in host else f"//{host}")
-    name = parts.hostname or ""
+def _ways(host: str) -> Iterator[Verdict]:
+    """Look the name up and try the ports; FAIL comes last."""
+    places = [urlsplit(url) for url in urls(host)]
+    name = places[0].hostname or ""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        avahi = "; names in .local take sudo apt install avahi-daemon libnss-mdns" if name.endswith(".local") else ""
-        cure = "put the Envoy's address, which your router shows, into ENVOY_HOST"
+        avahi = "; names in .local take: sudo apt install avahi-daemon libnss-mdns" if name.endswith(".local") else ""
+        cure = "put the gateway's address, which your router shows, into ENVOY_HOST"
         yield fail("name", f"{name} cannot be resolved: {cure}{avahi}")
         return
     addresses = ", ".join(sorted({str(address[0]) for *_, address in found}))
     yield ok("name", f"{name} is {addresses}" if addresses != name else f"{name} is an address")
-    ports = [parts.port] if parts.port else {"https": [443], "http": [80]}.get(parts.scheme, [443, 80])
-    states = {port: _knock(name, port) for port in ports}
+    ports = {place.port or {"https": 443, "http": 80}[place.scheme]: place for place in places}
+    states = {port: _state(name, port) for port in ports}
     told = ", ".join(f"{port} {state}" for port, state in states.items())
     if "is open" in states.values():
         yield ok("ports", told)
         return
-    cure = "is the Envoy on and in this network, and does ENVOY_HOST name it and nothing else?"
-    if parts.port or parts.scheme:
+    cure = "is the gateway on and in this network, and is ENVOY_HOST its address?"
+    if len(ports) == 1:
         cure += " Without http:// and port in ENVOY_HOST 443 and 80 are tried: firmware 8.3 has closed 80"
     yield fail("ports", f"{told}: {cure}")
 
 
-def _knock(name: str, port: int) -> str:
+def _state(name: str, port: int) -> str:
     try:
-        with socket.create_connection((name, port), CONNECT_TIMEOUT_S):
+        with socket.create_connection((name, port), CONNECT_S):
             return "is open"
     except ConnectionRefusedError:
         return "is closed"
     except TimeoutError:
         return "does not answer"
-    except OSError as error:
-        return f"cannot be reached ({error.strerror})"
+    except OSError:
+        return "cannot be reached"
 
 
-def _info(envoy: Envoy, gateway: Gateway) -> tuple[bool, float | None]:
-    """Return whether there may be meters, and how far ahead the gateway's clock is, in seconds."""
-    with envoy.connection.get(gateway.url, "/info", ANSWER_TIMEOUT_S) as answer:
-        text = answer.text()
-        date = answer.headers.get("Date", "")
-    imeter = re.search(r"<imeter>\s*(\w+)", text)
-    told = re.search(r"<time>\s*(\d+)", text)  # the time of the recording in pyenphase's fixtures
+def _firmware(info: Info) -> Verdict:
+    needs = "needs no password for the inverters"
+    if info.needs_token:
+        needs = "needs a token: ENPHASE_EMAIL and ENPHASE_PASSWORD, or ENVOY_TOKEN"
+    elif info.metered:
+        needs = "needs ENVOY_PASSWORD for the meters; the inverters' user has a default"
+    return ok("firmware", f"{info.firmware} at {info.url}, serial number {info.serial}; it {needs}")
+
+
+def _meters(
+    gateway: Gateway, tokens: Tokens, settings: Settings, found: Found, patience: float
+) -> Generator[Verdict, None, MeterReading | None]:
+    """Log in, ask which meters there are, and take one reading. Raises Refused."""
+    meters: list[Meter] | None = None
     try:
-        at = float(told[1]) if told else parsedate_to_datetime(date).timestamp()
-    except ValueError:
-        return imeter is None or imeter[1] == "true", None
-    return imeter is None or imeter[1] == "true", at - time.time()
+        meters = parse_meters(gateway.text(METERS, ANSWER_S))
+    except (NotFound, BadReading):
+        pass  # firmware 3 and some of 4 do not list them
+    except Lost as trouble:
+        yield fail("meters", f"{trouble}. {_OFF_AND_ON}")
+        return None
+    yield _login(tokens, settings)
+    for meter in meters or ():
+        yield ok("meters", meter.words())
+    if meters == []:
+        found.meters = False
+        yield warn("meters", _NO_METERS)
+        return None
+    try:
+        reading = yield from _reading(gateway, settings, patience)
+    except (Lost, NotFound, BadReading) as trouble:
+        yield fail("reading", sentences(str(trouble), _OFF_AND_ON))
+        return None
+    if reading:
+        yield from readings.posted(reading, meters or [], settings)
+    return reading
 
 
-def _firmware(gateway: Gateway) -> Verdict:
-    needs = "ENVOY_PASSWORD for the meters; the inverters' user has a default"
-    if gateway.needs_token:
-        needs = "a token: ENPHASE_EMAIL and ENPHASE_PASSWORD, or ENVOY_TOKEN"
-    return ok("firmware", f"{gateway.firmware} at {gateway.url}, serial number {gateway.serial}; it wants {needs}")
-
-
-def _meters(envoy: Envoy, tokens: Tokens, config: Config, patience: float) -> Iterator[Verdict]:
-    """Log in and take one reading, as the daemon would. Raises StreamLost, Refused, BadReading."""
-    source = "reports"
-    if config.stream_source != "reports":
+def _reading(gateway: Gateway, settings: Settings, patience: float) -> Generator[Verdict, None, MeterReading | None]:
+    """Take one reading, as the daemon would. Raises Lost, Refused, NotFound, BadReading."""
+    if settings.stream_source != "reports":
         try:
-            with envoy.stream(patience) as read:
-                yield _login(tokens, config)
-                source, reading = "stream", first_event(read, patience)
-        except (NotAllowed, Missing) as trouble:
-            yield _login(tokens, config)
-            if config.stream_source == "stream":
-                yield fail("stream", f"{trouble}: set STREAM_SOURCE=auto, and the meter reports are read in its place")
-                return
+            reading = _first_event(gateway.stream(patience), patience)
+        except NotFound as trouble:
+            if settings.stream_source == "stream":
+                yield fail("stream", f"{trouble}. Set STREAM_SOURCE=auto, and the meter reports are read in its place")
+                return None
             yield ok("stream", f"{trouble}; the meter reports, once a second, are read in its place")
-    if source == "reports":
-        _, reading = parse_reports(envoy.reports(), time.monotonic())
-        if config.stream_source == "reports":
-            yield _login(tokens, config)
-    yield ok("reading", f"from the {source}: {watts(reading)}")
-    yield transformers(reading, config.stream_sections)
+        else:
+            yield ok("reading", f"from the stream: {readings.watts(reading)}")
+            return reading
+    _, reading = parse_reports(gateway.text(REPORTS, ANSWER_S), time.monotonic())
+    yield ok("reading", f"from the meter reports: {readings.watts(reading)}")
+    return reading
 
 
-def _login(tokens: Tokens, config: Config) -> Verdict:
+def _first_event(stream: Iterator[bytes], patience: float) -> MeterReading:
+    """Return the stream's first reading, within `patience` s. Raises Lost."""
+    decoder, bad = Decoder(), ""
+    ends = time.monotonic() + ANSWER_S + patience
+    for data in stream:
+        now = time.monotonic()
+        if not data:
+            ends = now + patience
+        try:
+            for text in decoder.feed(data):
+                try:
+                    return parse_event(text, now)
+                except BadReading as trouble:
+                    bad = f"; what it sends is {trouble}"
+        except LineTooLong as trouble:
+            raise Lost(f"the stream sends {trouble}") from None
+        if now > ends:
+            break
+    raise Lost(f"the stream is open but sends no reading within {patience:.0f} s{bad}")
+
+
+def _login(tokens: Tokens, settings: Settings) -> Verdict:
     """Tell who is accepted, and until when."""
     token = tokens.current
     if token is None:
-        return ok("login", f"user {config.envoy_user} is accepted for the meters")
+        return ok("login", f"user {settings.envoy_user} is accepted for the meters")
     left = token.expires_at - time.time()
-    text = f"the token is accepted, good until {token.expiry}: {duration(left)} left"
-    if config.enphase_email:
+    text = f"the token is accepted, good until {token.expiry}"
+    text += f": {duration(left)} left" if left > 0 else ", which is past: is this computer's clock right?"
+    if settings.enphase_email:
         return ok("login", f"{text}, and renewed in time")
     if left < RENEW_OWNER_S:
         short = token.expires_at - token.issued_at <= SHORT_LIVED_S
         cure = f"set ENPHASE_EMAIL and ENPHASE_PASSWORD{'' if short else ', or get a new ENVOY_TOKEN before then'}"
-        return warn("login", f"{text}, and nothing renews it: {cure}")
+        return warn("login", f"{text}. Nothing renews it: {cure}")
     return ok("login", text)
 
 
-def _no_reading(trouble: Exception, *, metered: bool) -> Verdict:
-    if not metered:
-        cure = "the inverters need none; without this daemon it is quiet: sudo systemctl disable --now envoy2emon"
-        return warn("meters", f"this Envoy has none (/info says imeter false; {trouble}): {cure}")
-    cure = "Wait five minutes and check again, then switch the Envoy off and on"
-    if str(trouble).endswith("/stream/meter answers 404"):
-        cure = "Perhaps this firmware has no such page: set STREAM_SOURCE=reports and check again"
-    if isinstance(trouble, NotAllowed):
-        cure = "Is the account ENPHASE_EMAIL, or whoever got ENVOY_TOKEN, the owner of this very Envoy?"
-    return fail("reading", f"{trouble}. {cure}")
+def _inverters(gateway: Gateway, info: Info, found: Found) -> Generator[Verdict, None, list[InverterReport]]:
+    try:
+        text = gateway.text(INVERTERS)
+        if text.strip() == "[]":
+            found.newest_report = 0
+            yield warn("inverters", "the gateway lists none, as it does now and then by night: check again by day")
+            return []
+        reports, skipped = parse_inverters(text)
+    except NotFound as trouble:
+        if "answers 404" in str(trouble):
+            found.newest_report = 0
+            yield warn("inverters", f"this gateway does not list its inverters ({trouble}). {_NO_LIST}")
+        else:
+            yield fail("inverters", str(trouble))
+        return []
+    except Refused as trouble:
+        yield fail("login" if info.needs_token else "inverters", str(trouble))
+        return []
+    except (Lost, BadReading) as trouble:
+        yield fail(
+            "inverters",
+            f"the answer is {trouble}. {_AGAIN}" if isinstance(trouble, BadReading) else f"{trouble}. {_AGAIN}",
+        )
+        return []
+    found.newest_report = max((report.reported_at for report in reports), default=0)
+    yield readings.inverters(reports, len(skipped), info.ahead or 0.0)
+    return reports

@@ -1,70 +1,64 @@
-"""What `check` reads out of the Envoy's answers: watts by phase, current transformers, inverters.
+"""What `check` makes of the gateway's answers: watts by phase, what is posted and what is not, the inverters.
 
-The law of this file: it judges by what is on record of gateways, and says by what it judges.
+It judges by what is on record of gateways (gateway/meters.py has the rules for meters), and says by what it judges.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 
-from envoy2emon.gateway.answer import StreamLost
-from envoy2emon.check.verdict import Verdict, fail, ok, warn
-from envoy2emon.gateway.connection import Refused
-from envoy2emon.gateway.client import Envoy
-from envoy2emon.rows import SECTION_NAMES
-from envoy2emon.inverters import DEAD_AFTER_S
+from envoy2emon.check.verdict import Verdict, ok, warn
+from envoy2emon.gateway.meters import Meter, advice
+from envoy2emon.gateway.readings import InverterReport, MeterReading
+from envoy2emon.inverters import AC_BATTERY, DEAD_AFTER_S
 from envoy2emon.outage import duration
-from envoy2emon.gateway.readings import BadReading, MeterReading, parse_event, parse_inverters
-from envoy2emon.gateway.sse import Decoder, LineTooLong
+from envoy2emon.rows import SECTION_NAMES
+from envoy2emon.settings import Settings
 
-# Longer than a night.
-STALE_S = 86400.0
-_WORDS = {"prod": "production", "cons": "consumption", "net": "net"}
-
-
-def first_event(read: Callable[[], bytes], patience: float) -> MeterReading:
-    """Return the stream's first reading, within `patience` s. Raises StreamLost."""
-    decoder, opened = Decoder(), time.monotonic()
-    bad = ""
-    while data := _next(read):
-        now = time.monotonic()
-        try:
-            for text in decoder.feed(data):
-                try:
-                    return parse_event(text, now)
-                except BadReading as trouble:
-                    bad = f"; what it sends is {trouble}"
-        except LineTooLong as trouble:
-            raise StreamLost(f"the stream sends {trouble}") from None
-        if now - opened > patience:
-            raise StreamLost(f"the stream is open but sends no reading within {patience:.0f} s{bad}")
-    raise StreamLost(f"the stream ends without a reading{bad}")
-
-
-def _next(read: Callable[[], bytes]) -> bytes:
-    try:
-        return read()
-    except StreamLost as lost:
-        raise StreamLost(f"the stream opens, but then {lost}") from None
+LONGER_THAN_A_NIGHT_S = 86400.0
+# Inverters report every 5 minutes, or 15: what is older tells nothing of the watts of the moment.
+RECENT_S = 1200.0
+# Below it clouds and dusk explain more than a missing current transformer does.
+MUCH_W = 500
+_CTS = "are its current transformers (CTs) connected, and enabled in the installer's setup?"
 
 
 def watts(reading: MeterReading) -> str:
     """Write every section's watts, phase by phase."""
-    return "; ".join(_watts(name, reading) for name, section in SECTION_NAMES.items() if section in reading.sections)
+    return "; ".join(_watts(section, reading) for section in SECTION_NAMES.values() if section in reading.sections)
 
 
-def _watts(name: str, reading: MeterReading) -> str:
+def _watts(section: str, reading: MeterReading) -> str:
     """Write a section's watts, for the phases in use: unused ones are all zeros."""
     phases = {
         phase: values["p"]
-        for phase, values in reading.sections[SECTION_NAMES[name]].items()
+        for phase, values in reading.sections[section].items()
         if "p" in values and any(values.get(key) for key in ("p", "v"))
     }
-    each = ", ".join(f"{phase} {round(watts)}" for phase, watts in phases.items())
-    return f"{_WORDS[name]} {round(sum(phases.values(), Decimal(0)))} W ({each or 'no phase in use'})"
+    each = ", ".join(f"{phase} {round(power)}" for phase, power in phases.items())
+    return f"{section} {_sum(phases.values())} W ({each or 'no phase in use'})"
 
 
-def transformers(reading: MeterReading, sections: tuple[str, ...]) -> Verdict:
+def posted(reading: MeterReading, meters: Sequence[Meter], settings: Settings) -> Iterator[Verdict]:
+    """Say what is wrong with what is posted, and what the gateway sends beside it."""
+    sections = settings.stream_sections
+    calculated = settings.stream_net == "calculated"
+    troubles = advice(meters, sections, reading, net_calculated=calculated) or _silent(reading, sections, calculated)
+    for trouble in troubles:
+        yield warn("meters", trouble)
+    if not troubles:
+        yield ok("meters", f"what is posted ({','.join(sections)}) is measured")
+    off = {meter.kind for meter in meters if not meter.enabled}
+    if off & {"production", "net-consumption"}:
+        off.add("total-consumption")  # the gateway's sum of both
+    names = [name for name, section in SECTION_NAMES.items() if section in reading.sections.keys() - off]
+    if more := [name for name in names if name not in sections]:
+        told = " and ".join(SECTION_NAMES[name] for name in more)
+        cure = f"STREAM_SECTIONS={','.join([*sections, *more])} posts all"
+        yield ok("meters", f"the gateway also sends {told}, which you do not post: {cure}")
+
+
+def _silent(reading: MeterReading, sections: Collection[str], calculated: bool) -> list[str]:  # noqa: FBT001
     """Look for current transformers behind the sections that are posted.
 
     At night a production's p is near 0, but its q, s and i are not; without CTs the section is missing or all zeros.
@@ -72,36 +66,45 @@ def transformers(reading: MeterReading, sections: tuple[str, ...]) -> Verdict:
     lacking = {}
     for name in sections:
         phases = reading.sections.get(SECTION_NAMES[name], {}).values()
-        if not any(values.get(key) for values in phases for key in ("p", "q", "s", "i")):
-            lacking[name] = f"{_WORDS[name]} is {'all zeros' if phases else 'missing'}"
-    if not lacking:
-        return ok("meters", "every section that is posted shows current")
-    cure = "are its current transformers (CTs) connected, and enabled in the installer's setup?"
-    if rest := ",".join(name for name in sections if name not in lacking):
-        cure += f" If there are none: STREAM_SECTIONS={rest}"
-    return warn("meters", f"{', '.join(lacking.values())}: {cure}")
+        measured = any(values.get(key) for values in phases for key in ("p", "q", "s", "i"))
+        if not (measured or (name == "net" and calculated)):
+            lacking[name] = f"{SECTION_NAMES[name]} is {'all zeros' if phases else 'missing'}"
+    rest = ",".join(name for name in sections if name not in lacking)
+    cure = f" If there are none: STREAM_SECTIONS={rest}" if rest else ""
+    return [f"{', '.join(lacking.values())}: {_CTS}{cure}"] if lacking else []
 
 
-def inverters(envoy: Envoy, clock: float) -> Verdict:
-    """Ask for the inverters; `clock` is how far ahead the Envoy's clock is, in seconds."""
-    try:
-        text = envoy.inverters()
-        if text.strip() == "[]":
-            return warn("inverters", "the Envoy lists none, as it does now and then by night: check again by day")
-        reports, skipped = parse_inverters(text)
-    except Refused as trouble:
-        return fail("inverters", str(trouble))
-    except (StreamLost, BadReading) as trouble:
-        return fail("inverters", f"the answer is {trouble}. Wait five minutes and check again")
-    ages = {report.serial: time.time() + clock - report.reported_at for report in reports}
-    dead = len([age for age in ages.values() if age > DEAD_AFTER_S])
-    rest = f"; {dead} with a last report of more than 7 days ago: taken for dead and not posted" if dead else ""
-    rest += f"; {len(skipped)} without serial number, date or watts: not posted" if skipped else ""
-    live = sorted((max(0.0, age), serial) for serial, age in ages.items() if age <= DEAD_AFTER_S)
-    if not live:
-        return warn("inverters", f"none of them reports{rest}: are they off? Look into Enphase's app")
-    (newest, first), (oldest, last) = live[0], live[-1]
-    told = f"{len(live)}; newest report {duration(newest)} ago ({first}), oldest {duration(oldest)} ago ({last}){rest}"
-    if newest > STALE_S:
-        return warn("inverters", f"{told}: since then the Envoy hears none of them; look into Enphase's app")
-    return ok("inverters", told)
+def panels(reading: MeterReading, reports: Sequence[InverterReport], now: float) -> Iterator[Verdict]:
+    """Compare what the panels give with what the production meter says; `now` by the gateway's clock, epoch s."""
+    recent = [each for each in reports if each.dev_type != AC_BATTERY and now - each.reported_at < RECENT_S]
+    given = _sum(report.watts for report in recent)
+    phases = reading.sections.get("production", {}).values()
+    measured = _sum(values["p"] for values in phases if "p" in values)
+    if given >= MUCH_W and measured < given / 20:
+        text = f"the inverters report {given} W, but the production meter measures {measured} W"
+        cure = "If there is none: STREAM_SECTIONS=net, and the inverters tell the production"
+        yield warn("meters", f"{text}: {_CTS} {cure}")
+
+
+def inverters(reports: Sequence[InverterReport], skipped: int, ahead: float) -> Verdict:
+    """Say how many inverters report, and how long ago; `ahead`: by how many seconds the gateway's clock is."""
+    rest = f"; {skipped} without serial number, date or watts, which are not posted" if skipped else ""
+    if not reports:
+        return warn("inverters", f"none of them has ever reported{rest}: are they off? Look into Enphase's app")
+    newest, now = max(report.reported_at for report in reports), time.time() + ahead
+    live = sorted((r for r in reports if r.reported_at >= newest - DEAD_AFTER_S), key=lambda r: -r.reported_at)
+    batteries = [report.serial for report in live if report.dev_type == AC_BATTERY]
+    power = _sum(report.watts for report in live if report.dev_type != AC_BATTERY)
+    first, last = (f"{duration(max(0.0, now - r.reported_at))} ago ({r.serial})" for r in (live[0], live[-1]))
+    told = f"{len(live) - len(batteries)} with {power} W; newest report {first}, oldest {last}"
+    if batteries:
+        told += f"; AC batteries, posted beside them but not summed: {', '.join(batteries)}"
+    if dead := len(reports) - len(live):
+        told += f"; {dead} treated as removed and not posted, because they reported more than 7 days before the newest"
+    if now - newest > LONGER_THAN_A_NIGHT_S:
+        return warn("inverters", f"{told}{rest}. Since then the gateway hears none of them: look into Enphase's app")
+    return ok("inverters", told + rest)
+
+
+def _sum(numbers: Iterator[Decimal] | Collection[Decimal]) -> int:
+    return round(sum(numbers, Decimal(0)))

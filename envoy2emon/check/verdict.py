@@ -1,7 +1,6 @@
-"""What `check` says: one line an answer.
+"""What `check` says: one line an answer, which its reader can post in a forum.
 
-The law of this file: every line can be posted in a forum. It holds no secret, no e-mail address and no serial number
-in full.
+No line holds a secret, a password in a URL, an e-mail address, or more of a serial number than its last four digits.
 """
 
 import os
@@ -9,21 +8,19 @@ import re
 import sys
 from dataclasses import dataclass
 
+from envoy2emon.words import clean
+
 _HIDDEN = (
     (re.compile(r"(?<=//)\S*@"), "***@"),  # user and password in a URL
     (re.compile(r"(?i)(?<=apikey=)[\w-]+"), "***"),
-    # A value that did not do, as repr() shows it.
+    # A value that is not valid, as repr() shows it.
     (re.compile(r"""(?<=ENPHASE_EMAIL is )(['"]).*?\1(?=: expected)"""), "'***'"),
     (re.compile(r"""(?<=ENVOY_SERIAL is )(['"]).*?\1(?=: expected)"""), "'***'"),
     (re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+"), "***"),
     # Gateways and inverters have twelve digits; the last four tell them apart at home.
     (re.compile(r"(?<![^\W_])\d{4,}(\d{4})(?![^\W_])"), r"...\1"),
 )
-
-# Stars within a longer word, or within a name such as envoy.local, would tell a password that is an ordinary word.
-_WORD = re.compile(r"[\w.-]{4,15}")
-_BEFORE = r"(?:(?<![^\W_])(?<![^\W_][._-])|(?<=\\[nrt])|(?<=%[\da-fA-F]{2}))"  # an escaped character is no letter
-_BEHIND = r"(?![._-]?[^\W_])"
+_ENV_FILE = re.compile(r"(?<![\w/.*])\.env(?![\w.])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +30,20 @@ class Verdict:
     word: str
     subject: str
     text: str
+
+
+@dataclass(slots=True)
+class Found:
+    """What answers tell later questions; None is not known.
+
+    gateway_ahead, emoncms_ahead: by how many seconds these clocks are ahead of this computer's. meters: whether the
+    gateway has any. newest_report: of its inverters, epoch s by its clock, 0 if it lists none.
+    """
+
+    gateway_ahead: float | None = None
+    emoncms_ahead: float | None = None
+    meters: bool | None = None
+    newest_report: int | None = None
 
 
 def ok(subject: str, text: str) -> Verdict:
@@ -50,28 +61,25 @@ def fail(subject: str, text: str) -> Verdict:
     return Verdict("FAIL", subject, text)
 
 
+def sentences(*parts: str) -> str:
+    """Join those that are not empty, each a sentence of its own, the last one without its full stop."""
+    return " ".join(part if part.endswith("?") else f"{part}." for part in parts if part).removesuffix(".")
+
+
 class Report:
-    """Prints verdicts as they come; `failed` as soon as one is FAIL. `secrets` are printed as stars."""
+    """Prints verdicts as they come; `failed` as soon as one is FAIL. env_file: what ".env" stands for in a text."""
 
     def __init__(self) -> None:
         self.failed = False
-        self.secrets: list[str] = []
+        self.env_file = ".env"
 
     def say(self, verdict: Verdict) -> None:
         """Print one line."""
         self.failed |= verdict.word == "FAIL"
-        try:
-            print(f"{verdict.word:<5} {verdict.subject:<10} {self._safe(verdict.text)}", flush=True)
-        except BrokenPipeError:  # `check | head` has seen enough; the exit status still counts
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def _safe(self, text: str) -> str:
-        # The longest first: one secret may be part of another. A very short one would turn ordinary words into stars.
-        for secret in sorted(self.secrets, key=len, reverse=True):
-            if _WORD.fullmatch(secret):
-                text = re.sub(f"{_BEFORE}{re.escape(secret)}{_BEHIND}", "***", text)
-            elif len(secret) > 3:  # noqa: PLR2004
-                text = text.replace(secret, "***")
+        text = clean(_ENV_FILE.sub(lambda _: self.env_file, verdict.text))
         for pattern, instead in _HIDDEN:
             text = pattern.sub(instead, text)
-        return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+        try:
+            print(f"{verdict.word:<5} {verdict.subject:<10} {text}", flush=True)
+        except BrokenPipeError:  # `check | head` has seen enough; the exit status still counts
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
