@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from envoy2emon import __version__, log
-from envoy2emon import config as settings
+from envoy2emon import settings
 
 EX_CONFIG = 78  # sysexits.h; the units do not restart on it
 
@@ -49,6 +49,7 @@ def _daemon(arguments: argparse.Namespace) -> int:
         for warning in error.warnings:
             _log.warning(warning)
         return EX_CONFIG
+    from envoy2emon import inverters, stream
     from envoy2emon.systemd import AlreadyRuns, become_owner, state_directory
 
     become_owner(state_directory(os.environ))
@@ -56,13 +57,7 @@ def _daemon(arguments: argparse.Namespace) -> int:
     for warning in warnings:
         _log.warning(warning)
     try:
-        if arguments.command == "stream":
-            from envoy2emon import stream
-
-            return stream.run(chosen, os.environ)
-        from envoy2emon import inverters
-
-        return inverters.run(chosen, os.environ)
+        return {"stream": stream.run, "inverters": inverters.run}[arguments.command](chosen, os.environ)
     except AlreadyRuns as trouble:
         _log.error("%s", trouble)
         return EX_CONFIG

@@ -1,23 +1,39 @@
-"""Daemons that stop, are killed and start again: nothing is doubled, and a kill loses at most a minute."""
+"""Daemons that stop, are killed, start again, or meet a bad disk: nothing is lost but what a kill may cost."""
 
+import os
+import subprocess
 import time
-from decimal import Decimal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from envoy2emon.emoncms.backlog import Backlog
-from envoy2emon.gateway.bursts import Arrival
-from envoy2emon.emoncms.courier import Courier
-from envoy2emon.emoncms.dates import ByAge
-from envoy2emon.emoncms.delivery import Delivery
-from envoy2emon.emoncms.client import EmonCMS
-from envoy2emon.rows import Selection
-from envoy2emon.gateway.readings import parse_event
+import pytest
+
+from envoy2emon.demo.emoncms import AnswersLate, Cuts, HoldsUp, StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
-from envoy2emon.demo.site import THREE_PHASE_EVENT
-from envoy2emon.emoncms.spool import Spool
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
-from envoy2emon.stream import Stream
+from tests.clocks import Clocks
 from tests.conftest import StartDaemon
+from tests.daemons import altered
+from tests.ledger import kwh_error
 from tests.meter import AWAY, QUICK, Meter, held, restart, stream
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount small disks."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        directory = tmp_path / f"disk{len(mounted)}"
+        directory.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
+        if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+            pytest.skip("only root may mount a small disk")
+        mounted.append(directory)
+        return directory
+
+    yield mount
+    for directory in mounted:
+        subprocess.run(["umount", "-l", directory], check=True)
 
 
 def test_sigterm_loses_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
@@ -28,65 +44,54 @@ def test_sigterm_loses_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, meter
     held(one, 40)
     for _ in range(2):
         restart(one, envoy)
-        assert all(path.name.startswith("stream.sqlite") for path in one.state.iterdir())  # its journal too
         assert (one.state / "stream.sqlite").exists()
-        one.wait_for_line(r"INFO \d+ rows of an earlier run wait to be delivered")
+        one.wait_for_line(r"INFO \d+ rows of an earlier run waiting to be delivered")
         meter.send(10)
         held(one, len(meter.sent))
     meter.emoncms.fault = None
     meter.all_arrived()
     assert one.terminate()[0] == 0
-    assert list(one.state.iterdir()) == []
+    assert not (one.state / "stream.sqlite").exists()
 
 
-def test_what_is_held_at_sigterm_is_kept() -> None:
-    """Readings that wait to be dated, since more may follow on their heels, become rows when the process ends."""
-    backlog = Backlog(100, Spool(None, "boot", lambda: 0.0), lambda: 50.0)
-    selection = Selection(("prod",), ("ph-a",), ("wNow",), Decimal(0), net_calculated=False)
-    away = EmonCMS("http://127.0.0.1:9/emoncms", None)
-    courier = Courier(backlog, Delivery(backlog, away, ByAge(), lambda: 50.0, lambda: 0.0), lambda: 50.0)
-    main = Stream("Envoy-S", selection, courier, None, lambda _: None, lambda: 50.0)
-    main.take(Arrival(50.0, tuple(parse_event(THREE_PHASE_EVENT, 50.0) for _ in range(3))))
-    assert len(backlog) == 0
-    main.close()
-    assert [row.at for row in backlog] == [48.0, 49.0, 50.0]
+def test_the_last_reading_before_sigterm_is_posted(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
+    """With EMONCMS_INTERVAL_S rows wait for their post, but not at the end; and a burst that is held is let go."""
+    one = stream(daemon, envoy, EMONCMS_INTERVAL_S=3600)
+    meter.send(1)
+    meter.wait_for(1)
+    meter.send(20)
+    held(one, 20)
+    requests = meter.emoncms.requests
+    envoy.emit_raw("".join(f"data: {meter.event()}\n\n" for _ in range(3)).encode())
+    code, took = one.terminate()
+    assert (code, took < 2.0) == (0, True)
+    assert meter.emoncms.requests == requests + 1
+    assert set(range(1, 22)) <= set(meter.arrived())
 
 
-def test_a_post_under_way_at_sigterm_is_not_doubled(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """EmonCMS applied the rows and is silent: the next run asks, and goes on after them."""
+@pytest.mark.parametrize("fault", [AnswersLate(), HoldsUp(), Cuts(applied=7)])
+def test_a_post_under_way_at_the_end_is_asked_for(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, fault: AnswersLate | HoldsUp | Cuts
+) -> None:
+    """EmonCMS applied rows and did not answer: the next run asks, goes on behind them, and energy is exact."""
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(30)
     held(one, 30)
-    meter.emoncms.fault = None
-    meter.emoncms.fail_next(Fault("hang", applied=None))
-    meter.wait_for(30)
     restart(one, envoy)
-    meter.emoncms.release()
-    meter.send(3)
-    meter.all_arrived()
-
-
-def test_a_kill_in_the_middle_of_delivering_doubles_nothing(
-    daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter
-) -> None:
-    """SIGKILL with a part of the backlog delivered and a post unanswered: nothing is lost, nothing comes twice."""
-    meter.emoncms.fault = AWAY
-    one = stream(daemon, envoy)
-    meter.send(250, 0.003)
-    held(one, 250)
-    restart(one, envoy)  # by SIGTERM: all is on disk
-    meter.emoncms.fail_next(AWAY, Fault("hang", applied=None))
+    requests = meter.emoncms.requests
+    meter.emoncms.fail_next(fault)
     meter.emoncms.fault = None
-    meter.wait_for(100)
+    meter.emoncms.wait_for(lambda: meter.emoncms.requests >= requests + 3, 20)  # two questions, and the post
     restart(one, envoy, kill=True)
     meter.emoncms.release()
     meter.send(3)
     meter.all_arrived()
+    assert kwh_error(meter.emoncms.account) == 0
 
 
 def test_a_kill_costs_at_most_a_minute(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """What was saved before a SIGKILL arrives; what is younger than a minute may be lost, and nothing else."""
+    """What was saved before a SIGKILL arrives; what is younger may be lost, and nothing else."""
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(30)
@@ -101,52 +106,76 @@ def test_a_kill_costs_at_most_a_minute(daemon: StartDaemon, envoy: SimulatedEnvo
     assert set(range(1, 41)) - set(meter.arrived()) <= set(range(31, 41))
 
 
-def test_reports_survive_outage_and_restart(
-    daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS
+@pytest.mark.parametrize("jump", [5 * 3600, -5 * 3600], ids=["forth", "back"])
+def test_the_computers_clock_may_jump(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, tmp_path: Path, jump: int
 ) -> None:
-    """Each changed report arrives with its own date, though EmonCMS is away and the daemon is restarted and killed."""
+    """While EmonCMS was heard since the start, no jump of the wall clock moves a row, and no restart does."""
+    clocks = Clocks(tmp_path / "clocks")
+    one = daemon("stream", QUICK | clocks.environment, STREAM_KEYS="wNow,frequency")
+    envoy.wait_for_stream()
+    meter.send(3)
+    clocks.jump(jump)
+    meter.send(3)
+    meter.wait_for(6)
+    meter.emoncms.fault = AWAY
+    meter.send(5)
+    held(one, 5)
+    clocks.jump(-2 * jump)
+    restart(one, envoy)
+    held(one, 5)
+    meter.emoncms.fault = None
+    meter.send(3)
+    meter.all_arrived()
+
+
+def test_reports_keep_their_dates(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """Each changed report arrives with its own date, through an outage, a restart, a kill and a cut post."""
     now = int(time.time())
-    reports = {str(serial): [now - 900, serial, 295] for serial in range(1001, 1005)}
-    expected: set[tuple[str, int, int]] = set()
+    expected: set[tuple[str, int]] = set()
 
-    def publish() -> None:
+    def publish(date: int) -> None:
         envoy.inverters = [
-            {"serialNumber": serial, "lastReportDate": date, "lastReportWatts": watts, "maxReportWatts": most}
-            for serial, (date, watts, most) in reports.items()
+            {"serialNumber": serial, "lastReportDate": date + shift, "lastReportWatts": 1, "maxReportWatts": 2}
+            for shift, serial in enumerate(("1001", "1002", "1003"))
         ]
-        expected.update((serial, date, watts) for serial, (date, watts, _) in reports.items())
+        expected.update((unit["serialNumber"], unit["lastReportDate"]) for unit in envoy.inverters)
 
-    def change(serial: str) -> None:
-        reports[serial][0] += 100
-        reports[serial][1] += 1
-        publish()
+    def arrived() -> list[tuple[str, int]]:
+        return [(next(iter(row.inputs)).partition("_")[0], row.time) for row in list(emoncms.rows)]
 
-    def arrived() -> list[tuple[str, int, int]]:
-        return [
-            (name.removesuffix("_wNow"), row.time, int(value))
-            for row in list(emoncms.rows)
-            for name, value in row.inputs.items()
-            if name.endswith("_wNow")
-        ]
-
-    publish()
+    publish(now - 900)
     emoncms.fault = AWAY
     one = daemon("inverters", QUICK, INVERTERS_INTERVAL_S=1)
-    held(one, 4)
-    change("1002")
-    held(one, 5)
-    assert one.terminate()[0] == 0
-    change("1003")
-    one.start()
+    held(one, 3)
+    publish(now - 600)
     held(one, 6)
+    assert one.terminate()[0] == 0
+    one.start()
     emoncms.fault = None
-    emoncms.fail_next(Fault("cut", applied=3))
+    emoncms.fail_next(Cuts(applied=2))
     emoncms.wait_for(lambda: expected <= set(arrived()), 20)
     one.kill()
-    change("1001")
+    publish(now - 300)
     one.start()
     emoncms.wait_for(lambda: expected <= set(arrived()), 20)
-    dates = dict.fromkeys(reports, 0)
-    for serial, date, _ in arrived():
-        assert date >= dates[serial]
-        dates[serial] = date
+    for serial in ("1001", "1002", "1003"):
+        dates = [date for name, date in arrived() if name == serial]
+        assert dates == sorted(dates)
+
+
+def test_a_disk_that_takes_nothing_is_said_once(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, small_disk: Callable[[str], Path]
+) -> None:
+    """On a full disk the daemon runs on from memory, says so once, and delivers all."""
+    disk = small_disk("size=16k")
+    meter.emoncms.fault = AWAY
+    saving = altered(disk.parent / "saving", "import envoy2emon.emoncms.backlog as b\nb.SAVE_AFTER_S = 0.0\n")
+    one = daemon("stream", QUICK | saving | {"STATE_DIRECTORY": str(disk)}, STREAM_KEYS="wNow,frequency")
+    envoy.wait_for_stream()
+    meter.send(330, 0.005)
+    one.wait_for_line("WARNING the backlog cannot be saved .*: rows wait in memory only", 15)
+    meter.emoncms.fault = None
+    meter.all_arrived()
+    assert len([line for line in one.lines if "cannot be saved" in line]) == 1
+    assert one.process.poll() is None

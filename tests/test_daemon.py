@@ -1,22 +1,24 @@
 """How the daemons live as processes: start, READY, STATUS, WATCHDOG, SIGTERM, exit codes, log files, secrets."""
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from envoy2emon.systemd import state_directory
+from envoy2emon.demo.emoncms import HoldsUp, StandInEmonCMS
 from envoy2emon.demo.gateway import Answer, SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
+from envoy2emon.systemd import state_directory
 from tests.certificates import Certificate
-from tests.conftest import StartDaemon
+from tests.conftest import StartDaemon, until
 from tests.daemons import PROJECT, Daemon, altered
 from tests.enlighten import Enlighten
 from tests.faultproxy import FaultProxy
@@ -41,18 +43,19 @@ def broken(directory: Path, module: str, name: str) -> dict[str, str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_notifications(daemon: StartDaemon, emoncms: StandInEmonCMS, command: str) -> None:
     """READY=1 comes though no neighbour is there, then STATUS= and WATCHDOG=1 each tick, STOPPING=1 at the end."""
-    emoncms.fault = Fault("hang")
+    emoncms.fault = HoldsUp()
     process = daemon(command, ENVOY_HOST="127.0.0.1:9", environment=QUICK)
     process.wait_for_notify("READY=1")
     assert process.notifications[0] == "READY=1"
     process.wait_for_notify(
-        r"STATUS=no re(port|ading) yet; backlog 0; Envoy for \d s: 127.0.0.1:9 refuses the connection"
+        r"STATUS=no re(port|ading) yet; nothing is waiting; gateway for \d s: .*refuses the connection"
     )
     assert process.terminate()[0] == 0
     assert process.notifications[-1] == "STOPPING=1"
     assert process.notifications.count("WATCHDOG=1") == sum("STATUS=" in line for line in process.notifications)
     warnings = [line for line in process.lines if "WARNING" in line]
-    assert [line.partition("WARNING ")[2] for line in warnings] == ["Envoy: 127.0.0.1:9 refuses the connection"]
+    assert len(warnings) == 1
+    assert "WARNING gateway: http" in warnings[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -61,8 +64,8 @@ def test_watchdog_is_not_petted_for_a_stuck_thread(
 ) -> None:
     """A thread that does not come back gets no WATCHDOG=1: the ERROR names it, and systemd starts the daemon again."""
     code = (
-        "import threading\nimport envoy2emon.delivery as delivery\nimport envoy2emon.service as service\n"
-        "service.TURN_WITHIN_S = -300\n"
+        "import threading\nimport envoy2emon.emoncms.delivery as delivery\nimport envoy2emon.systemd as systemd\n"
+        "systemd.TURN_WITHIN_S = -300\n"
         "delivery.Delivery.run = lambda self, turned: threading.Event().wait()\n"
     )
     process = daemon(command, environment=QUICK | altered(tmp_path / "stuck", code))
@@ -80,7 +83,7 @@ def test_signals(daemon: StartDaemon, emoncms: StandInEmonCMS, command: str, num
     process.process.send_signal(number)
     assert process.wait(2) == 0
     assert len(process.lines) <= 2
-    assert emoncms.connections <= 1
+    assert emoncms.requests <= 2
 
 
 @pytest.mark.parametrize("hanging", ["envoy", "envoy connecting", "emoncms", "emoncms connecting"])
@@ -97,8 +100,8 @@ def test_sigterm_while_a_neighbour_hangs(
     else:
         envoy.wait_for_stream()
         envoy.emit(THREE_PHASE_EVENT)
-        stream.wait_for_notify("backlog 1")
-        inverters.wait_for_notify("backlog 12")
+        stream.wait_for_notify("1 row waiting|nothing is waiting")
+        inverters.wait_for_notify("12 inverters")
     start = time.monotonic()
     for process in processes:
         process.process.terminate()
@@ -145,17 +148,20 @@ def test_sigterm_while_enphase_hangs(
 @pytest.mark.parametrize(
     ("command", "thread", "module", "attribute"),
     [
-        ("stream", "reader", "envoy2emon.reader", "Reader._follow_stream"),
-        ("stream", "delivery", "envoy2emon.delivery", "Delivery.step"),
+        ("stream", "reader", "envoy2emon.gateway.reader", "parse_event"),
+        ("stream", "delivery", "envoy2emon.emoncms.client", "EmonCMS.shown"),
         ("inverters", "poller", "envoy2emon.inverters", "parse_inverters"),
-        ("inverters", "delivery", "envoy2emon.delivery", "Delivery.step"),
+        ("inverters", "delivery", "envoy2emon.emoncms.client", "EmonCMS.shown"),
     ],
 )
 def test_thread_dies(
-    daemon: StartDaemon, tmp_path: Path, command: str, thread: str, module: str, attribute: str
+    daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str, thread: str, module: str, attribute: str
 ) -> None:
     """A thread that dies takes the process with it: its traceback in the log, exit code 1."""
     process = daemon(command, environment=broken(tmp_path / "broken", module, attribute))
+    if thread == "reader":
+        envoy.wait_for_stream()
+        envoy.emit(THREE_PHASE_EVENT)
     assert process.wait() == 1
     process.wait_for_line(f"CRITICAL the {thread} thread died")
     process.wait_for_line("^Traceback")
@@ -166,7 +172,7 @@ def test_thread_dies(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_main_thread_dies(daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str) -> None:
     """The main thread dies with its traceback and exit code 1 as well, whatever the others do."""
-    name = {"stream": "stream_row", "inverters": "inverter_row"}[command]
+    name = {"stream": "stream_inputs", "inverters": "inverter_row"}[command]
     process = daemon(command, environment=broken(tmp_path / "broken", f"envoy2emon.{command}", name))
     if command == "stream":
         envoy.wait_for_stream()
@@ -211,18 +217,18 @@ def test_log_file(daemon: StartDaemon, tmp_path: Path) -> None:
     """LOG_FILE has UTC, pid and level, and is opened anew when logrotate has moved it."""
     log, moved = tmp_path / "envoy2emon.log", tmp_path / "envoy2emon.log.1"
     process = daemon("stream", LOG_FILE=log, LOG_LEVEL="DEBUG", ENVOY_HOST="127.0.0.1:9")
-    process.wait_for_line("WARNING Envoy")
+    process.wait_for_line("WARNING gateway")
     log.rename(moved)
-    process.wait_for_line("DEBUG Envoy")
+    process.wait_for_line("DEBUG gateway")
     until = time.monotonic() + 10
-    while "DEBUG Envoy" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
+    while "DEBUG gateway" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
         pass  # the line goes to stderr first
     process.terminate()
     line_shape = re.compile(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ {process.process.pid} (DEBUG|INFO|WARNING) ")
     before, after = moved.read_text(), log.read_text()
     assert all(line_shape.match(line) for line in (before + after).splitlines())
-    assert "WARNING Envoy: 127.0.0.1:9 refuses the connection" in before + after
-    assert "DEBUG Envoy: 127.0.0.1:9 refuses the connection" in after
+    assert "WARNING gateway: http://127.0.0.1:9 refuses the connection" in before + after
+    assert "DEBUG gateway: " in after
 
 
 def test_env_file_open_to_all(daemon: StartDaemon, tmp_path: Path) -> None:
@@ -246,7 +252,7 @@ def test_state_directory() -> None:
 
 def test_a_neighbours_words_are_no_orders_to_systemd(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
     """Whatever a gateway calls its firmware, STATUS= is one line of bounded length, and WATCHDOG=1 goes with it."""
-    software = "D5\nWATCHDOG=trigger\n" + "x" * 300_000
+    software = "D5\nWATCHDOG=trigger\n" + "x" * 50_000
     device = f"<device><sn>{envoy.serial}</sn><software>{software}</software></device>"
     envoy.answers["/info"] = Answer(200, f"<envoy_info>{device}</envoy_info>")
     process = daemon("stream", ENVOY_PASSWORD="wrong-password", environment=QUICK)
@@ -256,3 +262,56 @@ def test_a_neighbours_words_are_no_orders_to_systemd(daemon: StartDaemon, envoy:
     assert set(process.notifications) >= {"WATCHDOG=1"}
     assert "WATCHDOG=trigger" not in process.notifications
     assert max(map(len, process.notifications + process.lines)) < 2000
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_second_daemon_of_a_kind_ends(daemon: StartDaemon, tmp_path: Path, command: str) -> None:
+    """Two would post each reading twice: the second ends with 78 and names the first and the directory."""
+    shared = {"STATE_DIRECTORY": str(tmp_path / "shared")}
+    first = daemon(command, environment=shared)
+    first.wait_for_notify("READY=1")
+    second = Daemon(command, tmp_path / "second", first.settings)
+    second.environment |= shared
+    with second:
+        assert second.wait() == 78
+        line = f"ERROR another envoy2emon {command} \\(pid {first.process.pid}\\) uses {tmp_path / 'shared'}$"
+        second.wait_for_line(line)
+    other = daemon({"stream": "inverters", "inverters": "stream"}[command], environment=shared)
+    other.wait_for_notify("READY=1")
+    first.kill()
+    second.start()
+    second.wait_for_notify("READY=1")
+    assert second.terminate()[0] == 0
+
+
+def test_root_leaves_no_file_that_the_service_cannot_use(daemon: StartDaemon, tmp_path: Path) -> None:
+    """`sudo envoy2emon stream` by hand goes on as the user to whom the service's state belongs."""
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    state = tmp_path / "state"
+    state.mkdir()
+    for folder in (state, *(parent for parent in tmp_path.parents if str(parent).startswith("/tmp/pytest"))):
+        folder.chmod(0o755)
+    tmp_path.chmod(0o755)
+    os.chown(state, 65534, 65534)
+    process = daemon("stream", environment={"STATE_DIRECTORY": str(state)})
+    process.wait_for_notify("READY=1")
+    assert "Uid:\t65534\t65534\t65534\t65534" in Path(f"/proc/{process.process.pid}/status").read_text()
+    assert process.terminate()[0] == 0
+    assert {path.stat().st_uid for path in state.iterdir()} == {65534}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2])
+def test_a_stop_at_once_ends_well(daemon: StartDaemon, seconds: float) -> None:
+    """SIGTERM while the daemon is still starting is no failure: from Python's own start on the exit code is 0."""
+    process = daemon("stream", environment={"PYTHONVERBOSE": ""})
+    command = Path(f"/proc/{process.process.pid}")
+    until(lambda: "signal" in maps(command))
+    threading.Event().wait(seconds)
+    assert process.terminate()[0] == 0
+
+
+def maps(process: Path) -> str:
+    """Return "signal" once a process catches SIGTERM, which is signal 15."""
+    caught = re.search(r"SigCgt:\s+([0-9a-f]+)", (process / "status").read_text())
+    return "signal" if caught and int(caught[1], 16) & 1 << 14 else ""

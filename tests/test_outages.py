@@ -1,0 +1,110 @@
+"""EmonCMS is away in every way: nothing is lost, no energy is counted twice, by processes on sockets."""
+
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from envoy2emon.demo.emoncms import HoldsUp
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from tests.conftest import StartDaemon
+from tests.daemons import Daemon, altered
+from tests.emoncms import FAULTS
+from tests.faultproxy import FaultProxy
+from tests.ledger import kwh_error
+from tests.meter import AWAY, NUMBER, QUICK, Meter, held, restart, stream
+
+MIB = 1024 * 1024
+# EmonCMS's timeouts are for a Raspberry Pi that is busy.
+IMPATIENT = "import envoy2emon.emoncms.client as client\nclient.CONNECT_TIMEOUT_S = client.ANSWER_TIMEOUT_S = 0.5\n"
+
+
+def troubles(one: Daemon) -> list[str]:
+    """Return what the journal heard of EmonCMS."""
+    return [line.split(" ", 2)[2] for line in one.lines if " EmonCMS: " in line]
+
+
+def test_while_emoncms_answers_nothing_is_written(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
+    """No byte goes to a disk, no backlog is made, and the memory stays small."""
+    one = stream(daemon, envoy)
+    meter.send(5)
+    meter.wait_for(5)
+    before = one.written()[0]
+    meter.send(150, 0.01)
+    meter.all_arrived()
+    assert one.written()[0] == before
+    assert not (one.state / "stream.sqlite").exists()
+    assert one.memory()[1] <= 64 * MIB
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_away_in_every_way(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, tmp_path: Path, name: str) -> None:
+    """Rows are kept, whatever EmonCMS answers; two lines tell of it; then all arrive, dated when they were read."""
+    meter.emoncms.clock_offset = -5 * 3600
+    one = daemon("stream", QUICK | altered(tmp_path / "impatient", IMPATIENT), STREAM_KEYS="wNow,frequency")
+    envoy.wait_for_stream()
+    meter.send(3)
+    meter.wait_for(3)
+    meter.emoncms.fault = FAULTS[name]
+    meter.send(12)
+    one.wait_for_line("(WARNING|ERROR) EmonCMS: ")
+    meter.emoncms.fault = None
+    meter.emoncms.release()
+    if name == "unauthorized":
+        restart(one, envoy)  # as after a change of the key
+    else:
+        one.wait_for_line(r"INFO EmonCMS: back after \d+ s; \d+ rows? waited")
+        assert len(troubles(one)) == 2
+    meter.send(3)
+    meter.all_arrived()
+    assert kwh_error(meter.emoncms.account) == 0
+
+
+@pytest.mark.parametrize("way", ["refuse", "reset", "stall"])
+def test_away_on_the_network(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, way: str) -> None:
+    """Refused, reset or silent: readings go on being received, and all arrive in order, rightly dated."""
+    port = urlsplit(meter.emoncms.url).port or 0
+    with FaultProxy("127.0.0.1", port) as proxy:
+        one = stream(daemon, envoy, EMONCMS_URL=f"http://127.0.0.1:{proxy.port}/emoncms")
+        meter.send(3)
+        meter.wait_for(3)
+        getattr(proxy, way)()
+        if way == "reset":
+            proxy.cut()
+        meter.send(12)
+        held(one, 11 if way == "stall" else 12)  # one is under way
+        if way == "stall":
+            proxy.cut()
+        proxy.pass_through()
+        meter.send(3)
+        meter.all_arrived()
+
+
+def test_a_post_that_is_held_up_costs_no_energy(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
+    """php-fpm stands still for ten seconds: its post is applied then, with its date, and the energy is exact."""
+    stream(daemon, envoy)
+    meter.send(3, 1.0)
+    meter.emoncms.fail_next(HoldsUp(10.0))
+    meter.send(11, 1.0)
+    meter.send(2, 1.0)
+    meter.all_arrived()
+    dates = [row.time for row in meter.emoncms.rows]
+    assert [later - earlier for earlier, later in pairwise(dates)].count(1) >= len(dates) - 4
+    assert kwh_error(meter.emoncms.account) == 0
+
+
+def test_a_bad_row_is_dropped_alone(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
+    """A row that EmonCMS rejects is an ERROR with the server's words; the rows around it arrive."""
+    meter.emoncms.account.reject = lambda _, inputs: inputs[NUMBER] == 7
+    meter.emoncms.fault = AWAY
+    one = stream(daemon, envoy)
+    meter.send(20)
+    held(one, 20)
+    meter.emoncms.fault = None
+    meter.emoncms.wait_for(lambda: meter.arrived()[-1:] == [20], 20)
+    assert set(meter.arrived()) == set(range(1, 21)) - {7}
+    one.wait_for_line(
+        r"ERROR EmonCMS: rejects a row \(.*this row is rejected.*\), which is dropped: .*frequency\":7[,}]"
+    )
+    assert len([line for line in one.lines if " ERROR " in line]) == 1
