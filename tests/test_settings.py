@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envoy2emon import config
-from envoy2emon.settings import Config, Secret
+from envoy2emon import settings as config
+from envoy2emon.settings import Settings as Config, Secret
 
 KEY = {"EMONCMS_APIKEY": "0123456789abcdef"}
 SECRETS = ("ENVOY_PASSWORD", "ENVOY_INVERTERS_PASSWORD", "ENVOY_TOKEN", "ENPHASE_PASSWORD", "EMONCMS_APIKEY")
