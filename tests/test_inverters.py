@@ -2,17 +2,17 @@
 
 import time
 from contextlib import suppress
+from itertools import pairwise
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from envoy2emon.gateway.answer import StreamLost
-from envoy2emon.gateway.connection import Refused
-from envoy2emon.inverters import Poller
-from envoy2emon.demo.gateway import SimulatedEnvoy
-from envoy2emon.demo.logins import INVERTERS
+from envoy2emon.demo.emoncms import MARIADB_DOWN, StandInEmonCMS
+from envoy2emon.demo.gateway import Answer, SimulatedEnvoy
 from envoy2emon.demo.site import inverters
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
+from envoy2emon.gateway.client import INVERTERS, Lost, NotFound, Refused
+from envoy2emon.inverters import Poller
 from tests import fixtures
 from tests.conftest import StartDaemon
 
@@ -50,21 +50,20 @@ def test_only_news(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
     The gateway is asked every INVERTERS_INTERVAL_S, from start to start.
     """
     process = daemon("inverters", INVERTERS_INTERVAL_S=1, environment={"WATCHDOG_USEC": "600000"})
-    assert f"reads the inverters of the Envoy at {envoy.host}" in process.wait_for_line("INFO envoy2emon 1.*").string
+    assert f"reads the inverters of the gateway at {envoy.host}" in process.wait_for_line("INFO envoy2emon 1.*").string
     emoncms.wait_for(lambda: len(emoncms.rows) == 12)
     assert posted(emoncms) == expected(envoy.inverters)
-    assert emoncms.requests == 1
     envoy.wait_for(lambda: len(polls(envoy)) >= 3)
     assert 1.8 < polls(envoy)[2] - polls(envoy)[0] < 2.5  # seen from the gateway, which may be late by turns
-    assert emoncms.requests == 1
+    assert emoncms.requests == 2  # the first question, and the post
     for unit in envoy.inverters[3:5]:
         unit["lastReportDate"] += 60
         unit["lastReportWatts"] += 1
     emoncms.wait_for(lambda: len(emoncms.rows) >= 14)
     assert posted(emoncms, 12) == expected(envoy.inverters[3:5])
-    assert (emoncms.requests, {request.user for request in envoy.requests}) == (2, {None, "envoy"})
+    assert (emoncms.requests, {request.user for request in envoy.requests}) == (3, {None, "envoy"})
     watts = sum(unit["lastReportWatts"] for unit in envoy.inverters)
-    process.wait_for_notify(rf"STATUS=12 inverters, {watts} W; newest report \d+ s ago; backlog 0")
+    process.wait_for_notify(rf"STATUS=12 inverters, {watts} W; newest report \d+ s ago; nothing is waiting")
     assert process.terminate()[0] == 0
     process.start()
     emoncms.wait_for(lambda: len(emoncms.rows) >= 26)
@@ -73,9 +72,9 @@ def test_only_news(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
 
 def test_not_acknowledged(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
     """A report counts as posted only when EmonCMS says so: after Fatal errors and a restart it still arrives once."""
-    emoncms.fault = Fault((200, "<b>Fatal error</b>: out of order"))
+    emoncms.fault = MARIADB_DOWN
     process = daemon("inverters", INVERTERS_INTERVAL_S=1)
-    process.wait_for_line("WARNING EmonCMS: .*Fatal error")
+    process.wait_for_line("WARNING EmonCMS: .*out of order")
     assert process.terminate()[0] == 0
     emoncms.fault = None
     process.start()
@@ -84,33 +83,57 @@ def test_not_acknowledged(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: S
     assert posted(emoncms) == expected(envoy.inverters)
 
 
-def test_skipped_and_dead(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """What has no serial number, date or watts is skipped (WARNING once), who is silent for a week is dead (INFO once).
+def test_skipped_dead_and_batteries(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """What has no serial number, date or watts is skipped (WARNING once); units silent for a week are one line.
 
-    devType may be missing or 11, a battery; a date of 0 or of 2018 occurs (HA 103871); 51 units at once occur.
+    A date of 0 or of 2018 occurs (HA 103871), and 51 units at once; a serial listed twice is posted with its newest
+    report. Batteries are posted, but are no production. How old is told by the newest report, not by our clock.
     """
-    now = int(time.time())
-    units = inverters(51, now)
-    del units[0]["devType"]
+    newest = int(time.time()) - 400 * 86400
+    units = inverters(51, newest)
     units[1]["devType"] = 11
+    again = {**units[5], "lastReportDate": units[5]["lastReportDate"] - 300}
     envoy.inverters = [
         *units,
+        again,
         {"serialNumber": "122000000001", "lastReportDate": 0, "lastReportWatts": 0, "maxReportWatts": 0},
-        {"lastReportDate": now, "lastReportWatts": 5, "maxReportWatts": 5},
-        {"serialNumber": "122000000003", "lastReportDate": now, "lastReportWatts": None, "maxReportWatts": 5},
+        {"lastReportDate": newest, "lastReportWatts": 5, "maxReportWatts": 5},
+        {"serialNumber": "122000000003", "lastReportDate": newest, "lastReportWatts": None, "maxReportWatts": 5},
         {"serialNumber": "122000000004", "lastReportDate": 1514764800, "lastReportWatts": 7, "maxReportWatts": 9},
-        {"serialNumber": "122000000005", "lastReportDate": now - 6 * 86400, "lastReportWatts": 0, "maxReportWatts": 9},
+        {"serialNumber": "122000000006", "lastReportDate": 1514764900, "lastReportWatts": 7, "maxReportWatts": 9},
     ]
-    process = daemon("inverters", INVERTERS_INTERVAL_S=1)
+    process = daemon("inverters", INVERTERS_INTERVAL_S=1, environment={"WATCHDOG_USEC": "600000"})
     envoy.wait_for(lambda: len(polls(envoy)) == 3)
-    emoncms.wait_for(lambda: len(emoncms.rows) >= 52)
+    emoncms.wait_for(lambda: len(emoncms.rows) >= 51)
+    watts = sum(unit["lastReportWatts"] for unit in units) - units[1]["lastReportWatts"]
+    process.wait_for_notify(rf"STATUS=51 inverters, {watts} W; newest report 400 d \d+ h ago")
     process.terminate()
-    assert posted(emoncms) == expected([*units, envoy.inverters[-1]])
-    assert emoncms.requests == 1
-    (warning,) = [line for line in process.lines if "WARNING" in line]
-    assert warning.endswith("date or watts: entry 53, inverter 122000000001, inverter 122000000003")
-    (dead,) = [line for line in process.lines if "dead" in line]
-    assert "inverter 122000000004 last reported " in dead
+    assert posted(emoncms) == expected(units)
+    (warning,) = [line for line in process.lines if "WARNING gateway: skipped" in line]
+    assert warning.endswith("date or watts: entry 54, inverter 122000000001, inverter 122000000003")
+    (dead,) = [line for line in process.lines if "treated as removed" in line]
+    assert dead.endswith(": 122000000004, 122000000006")
+    (batteries,) = [line for line in process.lines if "AC batteries" in line]
+    assert batteries.endswith(units[1]["serialNumber"])
+
+
+def test_a_gateways_clock_that_is_off_is_said(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS
+) -> None:
+    """Inverters' reports are dated by the gateway's clock: more than an hour off is a WARNING, once."""
+    serial = f"<device><sn>{envoy.serial}</sn><software>{envoy.firmware}</software><imeter>true</imeter></device>"
+    now = int(time.time()) - 3 * 3600
+    envoy.answers["/info"] = Answer(200, f"<envoy_info><time>{now}</time>{serial}</envoy_info>")
+    process = daemon("inverters", INVERTERS_INTERVAL_S=1)
+    process.wait_for_line("WARNING the gateway's clock, which dates the inverters' reports, is 3 h 0 min behind")
+    emoncms.wait_for(lambda: len(emoncms.rows) == 12)
+
+
+def test_no_page_of_inverters(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
+    """R3 answers 404 to the page: a sentence says so, with the cure."""
+    envoy.answers[INVERTERS] = Answer(404)
+    process = daemon("inverters")
+    process.wait_for_line("WARNING gateway: this gateway does not list its inverters .*disable --now envoy2emon_inv")
 
 
 @pytest.mark.parametrize("firmware", fixtures.FIRMWARES[:2])
@@ -127,17 +150,17 @@ def test_bad_answer(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandIn
     """A bad answer is a WARNING, and the next good one is posted."""
     good, envoy.inverters = envoy.inverters, "[]"
     process = daemon("inverters", INVERTERS_INTERVAL_S=1)
-    process.wait_for_line("WARNING Envoy: the inverters' answer is an empty list")
+    process.wait_for_line("WARNING gateway: the inverters' answer is ")
     envoy.inverters = good
     emoncms.wait_for(lambda: len(emoncms.rows) == 12)
-    process.wait_for_line("INFO Envoy: back after 2 s")
+    process.wait_for_line("INFO gateway: back after 2 s")
 
 
 def test_user(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
     """Where only the installer may read inverters, the ERROR says what to set, and that helps."""
     envoy.digest.envoy_reads_inverters = False
     process = daemon("inverters")
-    line = process.wait_for_line("ERROR Envoy: .*").string
+    line = process.wait_for_line("ERROR gateway: .*").string
     assert "refuses user envoy (401): are ENVOY_INVERTERS_USER and ENVOY_INVERTERS_PASSWORD right?" in line
     assert "some firmware wants installer" in line
     process.terminate()
@@ -146,15 +169,23 @@ def test_user(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCM
     emoncms.wait_for(lambda: len(emoncms.rows) == 12)
 
 
-class ScriptedEnvoy:
+GOOD = '[{"serialNumber":"1","lastReportDate":1700000000,"lastReportWatts":1,"maxReportWatts":2}]'
+
+
+class ScriptedGateway:
     """Takes so many seconds by a clock of its own for each answer, or raises; the script's end ends the poller."""
 
-    def __init__(self, *script: tuple[float, str | Exception]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *script: tuple[float, str | Exception]) -> None:
+        self.info = None
         self.now = 0.0
         self.asked: list[float] = []
+        self.inbox: SimpleQueue[Any] = SimpleQueue()
         self._script = iter(script)
+        monkeypatch.setattr("envoy2emon.inverters.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("envoy2emon.inverters.threading.Event", lambda: self)
+        monkeypatch.setattr("envoy2emon.outage.random.random", lambda: 1.0)
 
-    def inverters(self) -> str:
+    def text(self, _path: str) -> str:
         """Answer."""
         took, answer = next(self._script)
         self.asked.append(self.now)
@@ -170,64 +201,42 @@ class ScriptedEnvoy:
 
     def poll(self, interval: float) -> list[float]:
         """Return the times between the starts of all polls."""
-        envoy: Any = self
-        poller = Poller(envoy, lambda _: None, interval, lambda: self.now, lambda: 1.0, self.wait)
+        gateway: Any = self
         with suppress(StopIteration):
-            poller.run(lambda: None)
-        return [later - earlier for earlier, later in zip(self.asked, self.asked[1:], strict=False)]
-
-
-GOOD = '[{"serialNumber":"1","lastReportDate":1700000000,"lastReportWatts":1,"maxReportWatts":2}]'
-
-
-def test_slow_gateway_is_polled_less() -> None:
-    """An answer that takes more than half the interval doubles the time to the next poll, a quick one ends that."""
-    script = [(3.0, GOOD), (11.0, GOOD), (21.0, GOOD), (1.0, GOOD), (0.0, GOOD)]
-    assert ScriptedEnvoy(*script).poll(20) == [20, 40, 80, 20]
-
-
-def test_slow_gateway_rests_as_long_as_it_took() -> None:
-    """However short the interval, a gateway that is slow is left in peace for as long as it took."""
-    assert ScriptedEnvoy((15.0, GOOD), (15.0, GOOD), (0.0, GOOD), (0.0, GOOD)).poll(1) == [30, 30, 1]
-
-
-@pytest.mark.parametrize("failure", [StreamLost("away"), "[]"])
-def test_failing_gateway_is_polled_less(failure: str | Exception) -> None:
-    """A failure doubles the time to the next poll up to five minutes; the next good answer ends that."""
-    script = [(0.0, GOOD), *[(5.0, failure)] * 6, (0.0, GOOD), (0.0, GOOD)]
-    assert ScriptedEnvoy(*script).poll(20) == [20, 40, 80, 160, 300, 300, 300, 20]
-
-
-def test_a_good_answer_ends_all_waits() -> None:
-    """After a long failure and a good answer the next failure doubles the interval, and no more."""
-    away = (0.0, StreamLost("away"))
-    assert ScriptedEnvoy(*[away] * 9, (0.0, GOOD), away, (0.0, GOOD)).poll(1)[-2:] == [1, 2]
-
-
-def test_never_more_often_than_asked() -> None:
-    """An interval above five minutes is kept whatever fails."""
-    assert ScriptedEnvoy((1.0, StreamLost("away")), (500.0, GOOD), (0.0, GOOD)).poll(900) == [900, 900]
-
-
-def test_refused_is_polled_every_five_minutes() -> None:
-    """Wrong credentials are tried once in five minutes, counted from the refusal."""
-    assert ScriptedEnvoy(*[(2.0, Refused("no"))] * 3, (0.0, GOOD), (0.0, GOOD)).poll(1) == [302, 302, 302, 1]
+            Poller(gateway, self.inbox, interval).run(lambda: None)
+        return [round(later - earlier, 3) for earlier, later in pairwise(self.asked)]
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("interval", "script", "expected"),
     [
-        ("[]", "an empty list"),
-        ("<html><body>busy</body></html>", "an HTML page"),
-        (GOOD[:30], "not JSON"),
-        ('{"error": 3}', "a JSON dict in place of a list"),
-        ("[[[" * 1_000, "not JSON"),
-        ("", "an empty answer"),
+        # An answer that takes more than half the interval doubles the time to the next poll, a quick one ends that.
+        (20, [(3.0, GOOD), (11.0, GOOD), (21.0, GOOD), (1.0, GOOD), (0.0, GOOD)], [20, 40, 80, 20]),
+        # However short the interval, a gateway that is slow is left in peace for as long as it took.
+        (1, [(15.0, GOOD), (15.0, GOOD), (0.0, GOOD), (0.0, GOOD)], [30, 30, 1]),
+        # A failure doubles the time up to five minutes; the next good answer ends that.
+        (20, [(0.0, GOOD), *[(5.0, Lost("away"))] * 6, (0.0, GOOD), (0.0, GOOD)], [20, 40, 80, 160, 300, 300, 300, 20]),
+        (20, [(0.0, GOOD), *[(5.0, "[]")] * 6, (0.0, GOOD), (0.0, GOOD)], [20, 40, 80, 160, 300, 300, 300, 20]),
+        (20, [*[(0.0, NotFound("404"))] * 2, (0.0, GOOD), (0.0, GOOD)], [40, 80, 20]),
+        # An interval above five minutes is kept whatever fails.
+        (900, [(1.0, Lost("away")), (500.0, GOOD), (0.0, GOOD)], [900, 900]),
+        # Wrong credentials are tried once in five minutes, counted from the refusal.
+        (1, [*[(2.0, Refused("no"))] * 3, (0.0, GOOD), (0.0, GOOD)], [302, 302, 302, 1]),
     ],
 )
-def test_bad_answers(caplog: pytest.LogCaptureFixture, answer: str, words: str) -> None:
-    """[] at night, a page, cut JSON, a wrong type: each is said once, in its own words, and is no crash."""
-    ScriptedEnvoy((0.0, answer), (0.0, answer), (0.0, GOOD)).poll(20)
+def test_when_the_gateway_is_polled(
+    monkeypatch: pytest.MonkeyPatch, interval: float, script: list[tuple[float, str | Exception]], expected: list[float]
+) -> None:
+    """Never more often than the owner says, and less while it is slow, fails or refuses."""
+    assert ScriptedGateway(monkeypatch, *script).poll(interval) == expected
+
+
+@pytest.mark.parametrize(
+    "answer", ["[]", "<html><body>busy</body></html>", GOOD[:30], '{"error": 3}', "[[[" * 1_000, ""]
+)
+def test_bad_answers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: str) -> None:
+    """[] at night, a page, cut JSON, a wrong type: each is said once, and is no crash."""
+    ScriptedGateway(monkeypatch, (0.0, answer), (0.0, answer), (0.0, GOOD)).poll(20)
     (record,) = caplog.records
-    assert (record.levelname, record.getMessage()[:34]) == ("WARNING", "Envoy: the inverters' answer is " + words[:2])
-    assert words in record.getMessage()
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("gateway: the inverters' answer is ")
