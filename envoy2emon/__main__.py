@@ -15,8 +15,7 @@ import logging
 import sys
 from pathlib import Path
 
-from envoy2emon import __version__, log
-from envoy2emon import settings
+from envoy2emon import __version__, log, settings
 
 EX_CONFIG = 78  # sysexits.h; the units do not restart on it
 
