@@ -18,19 +18,28 @@ class Enlighten:
     """Both servers at one address, at `login_url` and `token_url` while the `with` lasts; set the attributes any time.
 
     mfa: the account asks for a second factor, so the login gives no session. blocked: the account is locked.
-    statuses: by path, a status (406, 503 ...) in place of an answer. hangs: no answer at all, until the end.
+    answers: by path, status and text in place of an answer. hangs: no answer at all, until it is released.
     user: whose token is given; lifetime: its seconds. logins: what the logins got; tokens: what was given.
     """
 
     def __init__(self, email: str = "owner@example.org", password: str = "enlighten-password") -> None:
         self.email, self.password = email, password
         self.mfa = self.blocked = self.hangs = False
-        self.statuses: dict[str, int] = {}
+        self.answers: dict[str, tuple[int, str]] = {}
         self.user, self.lifetime = "owner", 365 * 86_400.0
         self.logins: list[int] = []
         self.tokens: list[str] = []
         self._sessions: set[str] = set()
-        self._ended = threading.Event()
+        self.asked, self.release = threading.Event(), threading.Event()
+
+    def settings(self) -> dict[str, str]:
+        """Return the settings that name the account, and these servers."""
+        return {
+            "ENPHASE_EMAIL": self.email,
+            "ENPHASE_PASSWORD": self.password,
+            "ENPHASE_LOGIN_URL": self.login_url,
+            "ENPHASE_TOKEN_URL": self.token_url,
+        }
 
     def __enter__(self) -> Self:
         """Serve."""
@@ -43,23 +52,22 @@ class Enlighten:
 
     def __exit__(self, *_: object) -> None:
         """Stop, and release what hangs."""
-        self._ended.set()
+        self.release.set()
         self._server.shutdown()
         self._server.server_close()
 
     def answer(self, path: str, body: bytes) -> tuple[int, str]:
         """Return status and text for a POST."""
+        self.asked.set()
         if self.hangs:
-            self._ended.wait()
+            self.release.wait()
         known = {LOGIN_PATH: self._login, TOKEN_PATH: self._token}.get(path)
-        status, text = (404, "") if known is None else known(body.decode())
+        status, text = self.answers.get(path) or ((404, "") if known is None else known(body.decode()))
         if path == LOGIN_PATH:
             self.logins.append(status)
         return status, text
 
     def _login(self, body: str) -> tuple[int, str]:
-        if status := self.statuses.get(LOGIN_PATH):
-            return status, "<html><body>Enlighten</body></html>"
         form = parse_qs(body)
         if form.get("user[email]") != [self.email] or form.get("user[password]") != [self.password]:
             return 401, '{"success":false,"message":"Invalid email or password"}'
@@ -70,8 +78,6 @@ class Enlighten:
         return 200, json.dumps({"message": "success", "session_id": session, "is_consumer": self.user == "owner"})
 
     def _token(self, body: str) -> tuple[int, str]:
-        if status := self.statuses.get(TOKEN_PATH):
-            return status, "<html><body>Entrez</body></html>"
         try:
             wanted = json.loads(body)
         except ValueError:
@@ -93,11 +99,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         status, text = self.server.enlighten.answer(self.path.partition("?")[0], body)
+        content = text.encode(errors="surrogatepass")
         self.send_response(status)
         self.send_header("Content-Type", "application/json" if text.startswith("{") else "text/html")
-        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(text.encode())
+        self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass
