@@ -163,8 +163,9 @@ class Gateway:
         if status in _DENIED:
             if not login.needs_token:
                 raise self._wrong_password(login, status)
-            cure = "does ENPHASE_EMAIL, or whoever got ENVOY_TOKEN, own this gateway?"
-            raise NotFound(f"firmware {login.firmware} does not open {path} to this token ({status}): {cure}")
+            # Owners are kept from the stream on D7.6.175, and from nothing else.
+            cure = "" if path == _STREAM else ": does ENPHASE_EMAIL, or whoever got ENVOY_TOKEN, own this gateway?"
+            raise NotFound(f"firmware {login.firmware} does not open {path} to this token ({status}){cure}")
         if status == HTTPStatus.NOT_FOUND:
             raise NotFound(words)
         target = clean(response.headers.get("Location", ""), 200)

@@ -1,0 +1,56 @@
+"""`envoy2emon check` as a process, and what it said."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.daemons import Daemon
+
+
+class Answers:
+    """What one run said: its exit code and its lines, each of which can be posted in a forum."""
+
+    def __init__(self, code: int, lines: list[str]) -> None:
+        self.code, self.lines = code, lines
+        text = "\n".join(lines)
+        assert not re.search(r"(?<![^\W_])\d{10,}(?![^\W_])", text), text  # a whole serial number
+        assert not re.search(r"\w@\w", text), text
+        assert not re.search(r"Errno|Error\b|Traceback", text), text
+        assert not [line for line in lines if not re.match(r"(ok   |warn |FAIL ) \w+ +\S", line)], text
+        assert code == (1 if any(line.startswith("FAIL") for line in lines) else 0)
+
+    def subjects(self) -> str:
+        """Name the subjects in their order, each once."""
+        return " ".join(dict.fromkeys(line.split()[1] for line in self.lines))
+
+    def words(self, subject: str) -> set[str]:
+        """Return which of ok, warn and FAIL were said of a subject."""
+        return {word for word, about, *_ in map(str.split, self.lines) if about == subject}
+
+    def say(self, word: str, subject: str, *parts: str) -> None:
+        """Assert that a line has this word and subject, and all parts in it."""
+        texts = [line for line in self.lines if line.split()[:2] == [word, subject]]
+        assert any(all(part in line for part in parts) for line in texts), (word, subject, parts, self.lines)
+
+
+class Check:
+    """Runs the command, where no systemd is unless `tools` holds a systemctl; None leaves a setting out."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, object]) -> None:
+        self.directory, self.settings = directory, dict(settings)
+        self.state = directory / "check" / "state"
+        self.tools = directory / "tools"
+        self.tools.mkdir()
+
+    def __call__(self, environment: Mapping[str, str] | None = None, **changes: object) -> Answers:
+        """Run it."""
+        process = Daemon("check", self.directory / "check", self.settings | changes)
+        process.environment = {"PATH": str(self.tools)} | dict(environment or {})
+        with process:
+            return Answers(process.wait(60), process.lines)
+
+    def tool(self, name: str, script: str) -> None:
+        """Put a program in place for check to call."""
+        path = self.tools / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
