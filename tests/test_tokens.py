@@ -303,7 +303,13 @@ def test_what_is_no_plain_file_is_left_alone(
     target, place = tmp_path / "target", tmp_path / "token.json"
     target.write_text('{"token":"' + make_token(SERIAL, 2e9) + '",' + KEPT)
     before = target.read_text(), target.stat()
-    {"symlink": lambda: place.symlink_to(target), "pipe": lambda: os.mkfifo(place), "folder": place.mkdir}[kind]()
+    match kind:
+        case "symlink":
+            place.symlink_to(target)
+        case "pipe":
+            os.mkfifo(place)
+        case "folder":
+            place.mkdir()
     tokens = Tokens(account(enlighten), tmp_path, readonly=readonly)
     assert tokens.token(SERIAL) == tokens.token(SERIAL)
     assert len(enlighten.logins) == 1
