@@ -93,14 +93,15 @@ def inverter_row(report: InverterReport) -> Row:
 def not_applied(rows: Iterable[Row], shown: Mapping[str, int]) -> list[Row]:
     """Return the rows that EmonCMS may lack, by the date that it shows of each input: that of the input's last row.
 
-    The last row that it shows is among them, because EmonCMS sets a row's inputs before it runs their processes and
-    may have stopped in between (input_methods.php). Sent again with the same date, a row changes nothing. A date that
-    none of these rows has for that input says nothing about them: another sender's, or an earlier clock's.
+    It applies rows in order, so a row is there if it shows a later one of the same input. The last row that it shows is
+    not certain to be there, because EmonCMS sets a row's inputs before it runs their processes and may have stopped in
+    between (input_methods.php). Sent again with the same date, a row changes nothing. A date that none of these rows
+    has for that input says nothing about them: another sender's, or an earlier clock's.
     """
     rows = list(rows)
     ours = {(name, row.date) for row in rows for name in row.inputs}
     reached = {name: date for name, date in shown.items() if (name, date) in ours}
-    return [row for row in rows if any(row.date >= reached.get(name, 0) for name in row.inputs)]
+    return [row for row in rows if all(row.date >= reached.get(name, 0) for name in row.inputs)]
 
 
 def inputs_json(inputs: Mapping[str, Decimal]) -> str:

@@ -97,9 +97,8 @@ class Delivery:
     def attempt(self) -> float:
         """Do what is next, and return the seconds to wait before the next attempt."""
         try:
-            if self._emoncms.clock.ahead is None:  # nothing is posted, because nothing has a date yet
-                self._emoncms.shown()
-                self.outage.ends()
+            if self._emoncms.clock.ahead is None:
+                self._hear()
             block = self._backlog.oldest(IDLE_S)
             if block is None:
                 return 0.0
@@ -127,6 +126,12 @@ class Delivery:
         if self.outage.reason:
             text += f"; EmonCMS for {duration(self.outage.seconds)}: {self.outage.reason}"
         return text
+
+    def _hear(self) -> None:
+        """Ask for the first time: the answer teaches the clock that dates rows, and what an earlier run dated last."""
+        shown = self._emoncms.shown()
+        self._emoncms.clock.given(max(shown.values(), default=0))
+        self.outage.ends()
 
     def _deliver(self, block: Block) -> None:
         """Post a block's rows, or those of them that EmonCMS may lack. Raises Unavailable, Unauthorized, TakesNone."""
