@@ -1,7 +1,12 @@
-"""The settings: `.env` and the environment -> one frozen Settings, or every problem at once."""
+"""The settings: `.env` and the environment -> one frozen Settings, or every problem at once.
 
+Settings that exist are valid, names and defaults are those of `.env.example`, and no problem or warning holds a secret.
+"""
+
+import io
+import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -12,7 +17,16 @@ from dotenv.parser import Binding, parse_stream
 
 from envoy2emon.gateway.readings import PHASES
 from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
-from envoy2emon.words import keep_secret
+from envoy2emon.words import clean, keep_secret
+
+# The units hand this file over as a credential: its owner knows it by this name.
+INSTALLED_ENV_FILE = Path("/etc/envoy2emon/.env")
+PREFIXES = ("ENVOY_", "ENPHASE_", "STREAM_", "INVERTERS_", "EMONCMS_", "BACKLOG_", "LIVE_", "LOG_")
+_COPY = "copy .env.example there and edit it"
+_QUOTE = r"put the value into single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
+# A URL that is not valid may hold a password or a key, because the forum scripts had the key there.
+_IN_URL = re.compile(r"^(\w+://).*@|^[^@]*:.*@|\?.+|apikey=.*", re.DOTALL | re.IGNORECASE)
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +37,20 @@ class Secret:
 
 
 class NotValid(ValueError):
-    """Raised by a reader of one setting; the text is what is expected."""
+    """Raised by the reader of one setting: the text is what is expected, `cure` a value that may be meant."""
+
+    def __init__(self, expected: str, cure: str = "") -> None:
+        super().__init__(expected)
+        self.cure = cure
+
+
+class ConfigError(Exception):
+    """The settings do not do: `problems` are whole sentences, one a setting; `warnings` may tell why."""
+
+    def __init__(self, problems: list[str], warnings: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+        self.warnings = warnings
 
 
 def _text(pattern: str, expected: str) -> Callable[[str], str]:
@@ -68,25 +95,51 @@ def _some_of(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     return read
 
 
-def _url(expected: str, *, path: bool, bare: bool = False) -> Callable[[str], str]:
-    """Read a URL without user, query and fragment; `bare`: host or host:port will do."""
+def _url(text: str, *, bare: bool = False) -> bool:
+    """Tell whether this is a URL without user, query and fragment; `bare`: host or host:port will do."""
+    try:
+        parts = urlsplit(text if "://" in text or not bare else f"//{text}")
+        named = bool(parts.hostname and re.fullmatch(r"[\w.:%-]+", parts.hostname)) and parts.port != 0
+    except ValueError:
+        return False
+    return named and parts.scheme in ("http", "https", *[""] * bare) and not re.search(r"[@?#\s]", text)
 
-    def read(text: str) -> str:
-        try:
-            parts = urlsplit(text if "://" in text or not bare else f"//{text}")
-            valid = bool(parts.hostname and re.fullmatch(r"[\w.:%-]+", parts.hostname)) and parts.port != 0
-        except ValueError:
-            valid = False
-        if not (
-            valid
-            and parts.scheme in (("http", "https", "") if bare else ("http", "https"))
-            and not re.search(r"[@?#\s]", text)
-            and (path or parts.path in ("", "/"))
-        ):
-            raise NotValid(expected)
-        return parts.scheme + text[len(parts.scheme) :].rstrip("/")  # which is compared elsewhere: HTTPS:// will do
 
-    return read
+def _lower_scheme(text: str) -> str:
+    """Have it compared elsewhere: HTTPS:// will do."""
+    scheme, separator, rest = text.partition("://")
+    return (scheme.lower() + separator + rest if separator else text).rstrip("/")
+
+
+def _host(text: str) -> str:
+    """Read ENVOY_HOST. Brackets are put around an IPv6 address that has none."""
+    try:
+        return f"[{ipaddress.IPv6Address(text)}]"
+    except ValueError:
+        base = re.sub(r"(?<![:/])/.*", "", text)
+        good = _url(base, bare=True)
+        if not good or text.rstrip("/") != base.rstrip("/"):
+            expected = "a name, an address, host:port, or http(s)://host (IPv6 with a port: [address]:port)"
+            raise NotValid(expected, base if good else "") from None
+        return _lower_scheme(base)
+
+
+def _link(text: str) -> str:
+    if not _url(text):
+        raise NotValid("an http(s) URL")
+    return _lower_scheme(text)
+
+
+def _emoncms_url(text: str) -> str:
+    """Read EMONCMS_URL; the forum scripts have it with a page, /input/post?, behind it."""
+    base = re.split(r"[?#]|/(?:input|feed)(?![\w-])", text, maxsplit=1)[0].rstrip("/")
+    if base == text.rstrip("/") and _url(text):
+        return _lower_scheme(text)
+    expected = "http(s)://host/path as in the browser, without user, query and /input"
+    if re.search("[?&]apikey=", text, re.IGNORECASE):
+        expected += " (the key belongs into EMONCMS_APIKEY)"
+    base = base if "://" in base else f"http://{base}"
+    raise NotValid(expected, base if _url(base) else "")
 
 
 def _fingerprint(text: str) -> str:
@@ -96,7 +149,7 @@ def _fingerprint(text: str) -> str:
 def listen(text: str) -> str:
     """Read HOST:PORT. Raises NotValid."""
     expected = "HOST:PORT, such as 0.0.0.0:8080"
-    _text(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", expected)(text)
+    _text(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):[0-9]{1,5}", expected)(text)
     if int(text.rpartition(":")[2]) > 65535:  # noqa: PLR2004 - the greatest port
         raise NotValid(expected)
     return text
@@ -107,8 +160,8 @@ def setting(default: str | None, read: Callable[[str], Any]) -> Any:  # noqa: AN
     return field(metadata={"default": default, "read": read})
 
 
-_LINE = ".+"
-_PASSWORD = _secret(_LINE, "a password on one line, and a quote in front of it closed behind it")
+_USER = _text(".+", "a user name")
+_PASSWORD = _secret(".+", "a password")
 _NODE = _text(r"[\w. -]+", "letters, digits, space, '_', '-' and '.': EmonCMS deletes all else")
 
 
@@ -116,23 +169,19 @@ _NODE = _text(r"[\w. -]+", "letters, digits, space, '_', '-' and '.': EmonCMS de
 class Settings:
     """All settings, each by its name in lower case; None where the owner left one without default open."""
 
-    envoy_host: str = setting(
-        "envoy.local", _url("a name, an address, host:port, or http(s)://host", path=False, bare=True)
-    )
-    envoy_user: str = setting("installer", _text(_LINE, "a user name"))
+    envoy_host: str = setting("envoy.local", _host)
+    envoy_user: str = setting("installer", _USER)
     envoy_password: Secret | None = setting(None, _PASSWORD)
-    envoy_inverters_user: str = setting("envoy", _text(_LINE, "a user name"))
+    envoy_inverters_user: str = setting("envoy", _USER)
     envoy_inverters_password: Secret | None = setting(None, _PASSWORD)
-    envoy_serial: str | None = setting(None, _text(r"\d{6,16}", "the digits of the serial number"))
+    envoy_serial: str | None = setting(None, _text("[0-9]{6,16}", "the digits of the serial number"))
     envoy_token: Secret | None = setting(
         None, _secret(r"[\w-]+\.[\w-]+\.[\w-]*", "a token: three parts, separated by dots, without spaces")
     )
     enphase_email: str | None = setting(None, _text(r"[^@\s]+@[^@\s]+", "an e-mail address"))
     enphase_password: Secret | None = setting(None, _PASSWORD)
-    enphase_login_url: str = setting(
-        "https://enlighten.enphaseenergy.com/login/login.json", _url("an http(s) URL", path=True)
-    )
-    enphase_token_url: str = setting("https://entrez.enphaseenergy.com/tokens", _url("an http(s) URL", path=True))
+    enphase_login_url: str = setting("https://enlighten.enphaseenergy.com/login/login.json", _link)
+    enphase_token_url: str = setting("https://entrez.enphaseenergy.com/tokens", _link)
     envoy_cert_sha256: str | None = setting(None, _fingerprint)
     stream_source: str = setting("auto", _choice("auto", "stream", "reports"))
     stream_sections: tuple[str, ...] = setting("prod,cons,net", _some_of(tuple(SECTION_NAMES)))
@@ -142,9 +191,7 @@ class Settings:
     stream_net: str = setting("measured", _choice("measured", "calculated"))
     stream_timeout_s: Decimal = setting("60", _number("1", "3600", "seconds"))
     inverters_interval_s: Decimal = setting("20", _number("1", "3600", "seconds"))
-    emoncms_url: str = setting(
-        "http://emon-pi.local/emoncms", _url("http(s)://host/path, without user and query", path=True)
-    )
+    emoncms_url: str = setting("http://emon-pi.local/emoncms", _emoncms_url)
     emoncms_apikey: Secret = setting(None, _secret(r"[!-~]+", "the write key: letters and digits, no space"))
     emoncms_node: str = setting("Envoy-S", _NODE)
     emoncms_inverters_node: str = setting("Envoy-S-inverters", _NODE)
@@ -155,27 +202,10 @@ class Settings:
     log_level: str = setting("INFO", _choice("DEBUG", "INFO", "WARNING", "ERROR", fold=str.upper))
     log_file: Path | None = setting(None, Path)
 
-    def secrets(self) -> list[str]:
-        """Return what must never be printed."""
-        values = (getattr(self, each.name) for each in fields(self))
-        return [value.value for value in values if isinstance(value, Secret)]
 
-
-# The units hand this file over as a credential: its owner knows it by this name.
-INSTALLED_ENV_FILE = Path("/etc/envoy2emon/.env")
-_COPY = "copy .env.example there and edit it"
-# A URL that is not valid may hold a password or a key: someone has put it there.
-_IN_URL = re.compile(r"^(\w+://)?[^@]*:.*@|\?.*", re.DOTALL)
-PREFIXES = ("ENVOY_", "ENPHASE_", "STREAM_", "INVERTERS_", "EMONCMS_", "BACKLOG_", "LIVE_", "LOG_")
-
-
-class ConfigError(Exception):
-    """The settings do not do: `problems` are whole sentences, one a setting; `warnings` may tell why."""
-
-    def __init__(self, problems: list[str], warnings: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
-        self.warnings = warnings
+_BY_NAME = {each.name.upper(): each for each in fields(Settings)}
+_SECRETS = {name for name, each in _BY_NAME.items() if "Secret" in str(each.type)}
+_LOGINS = ("ENVOY_PASSWORD", "ENVOY_TOKEN", "ENPHASE_EMAIL", "ENPHASE_PASSWORD")
 
 
 def find(option: Path | None, environ: Mapping[str, str]) -> Path:
@@ -190,78 +220,174 @@ def display(path: Path, environ: Mapping[str, str]) -> Path:
 
 
 def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Settings, list[str]]:
-    """Read `path` and `environ`, which wins, into the Settings and warnings for the log.
+    """Read `path` and `environ`, which wins, into the Settings and warnings for the log; clean() knows the secrets.
 
     required: `path` was asked for by name, so it has to exist. Raises ConfigError with every problem.
     """
-    shown = display(path, environ)
-    texts, problems, warnings = _read(path, shown, required=required)
-    by_name = {setting.name.upper(): setting for setting in fields(Settings)}
-    in_environment = {name for name in environ if name.startswith(PREFIXES)}
-    if not (texts or in_environment or problems):
-        problems.append(f"{shown} is missing or holds no setting: {_COPY}")
-    for name in sorted((texts.keys() | in_environment) - by_name.keys()):
-        import difflib  # noqa: PLC0415 - 1 ms and 0.1 MB, for mistakes only
-
-        near = difflib.get_close_matches(name.upper(), by_name, 1, 0.8)
-        if near or name.upper().startswith(PREFIXES):
-            hint = difflib.get_close_matches(name.upper(), by_name, 1, 0)[0]
-            warnings.append(f"{name} is no setting of envoy2emon and is not used: is {hint} meant?")
+    file = _File(display(path, environ))
+    file.read(path, required=required)
+    given = {name: environ.get(name) or file.texts.get(name, "") for name in _BY_NAME}
+    for name in _SECRETS:
+        keep_secret(given[name])
+    named = {name for name in environ if name.startswith(PREFIXES)}
+    if not (file.texts or named or file.problems):
+        file.problems.append(f"{file.shown} is missing or holds no setting: {_COPY}")
+    file.warnings += _unknown((file.texts.keys() | named) - _BY_NAME.keys())
     values: dict[str, Any] = {}
-    for name, setting in by_name.items():
-        secret = "Secret" in str(setting.type)
-        given = environ.get(name) or texts.get(name) or ""
-        text = (given if secret else given.strip()) or setting.metadata["default"]
+    for name, each in _BY_NAME.items():
+        text = (given[name] if name in _SECRETS else given[name].strip()) or each.metadata["default"]
         try:
-            values[setting.name] = None if text is None else setting.metadata["read"](text)
+            values[each.name] = None if text is None else _value(each.metadata["read"], text)
         except NotValid as error:
-            held = "not valid" if secret else repr(_IN_URL.sub(r"\1***", text))
-            problems.append(f"{name} is {held}: expected {error}")
-    unread = any(" may not be read " in problem for problem in problems)  # it may hold the key
-    if values.get("emoncms_apikey", ...) is None and not unread:
-        where = "in your EmonCMS under Setup, My Account"
-        problems.append(f"EMONCMS_APIKEY is not set: expected the write key, found {where}; put it into {shown}")
-    if (values.get("enphase_email", ...) is None) != (values.get("enphase_password", ...) is None):
-        problems.append("ENPHASE_EMAIL and ENPHASE_PASSWORD go together: only one of them is set")
+            held = "not valid" if name in _SECRETS else repr(_IN_URL.sub(r"\1***", text))
+            cure = f": set {name}={error.cure}" if error.cure else ""
+            where = "the environment" if environ.get(name) else file.place(name)
+            file.problems.append(f"{name} is {held}: expected {error}{cure} (in {where})")
+    file.problems += [*_missing(file, given), *_emoncms_org(values, file.shown)]
+    file.warnings += _left_out(file, given)
+    problems, warnings = [clean(each) for each in file.problems], [clean(each) for each in file.warnings]
     if problems:
         raise ConfigError(problems, warnings)
-    settings = Settings(**values)
-    for value in settings.secrets():
-        keep_secret(value)
-    return settings, warnings
+    return Settings(**values), warnings
 
 
-def _read(path: Path, shown: Path, *, required: bool) -> tuple[dict[str, str], list[str], list[str]]:
-    """Return the file's names and texts, its problems and warnings."""
-    problems: list[str] = []
-    warnings: list[str] = []
-    texts: dict[str, str] = {}
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            # python-dotenv's own front door logs a line that it cannot read and goes on without it.
-            bindings = list(parse_stream(file))
-        if path.stat().st_mode & 0o004:
-            warnings.append(f"{shown} holds passwords and everyone can read it: chmod 600 {shown}")
-        for binding in bindings:
-            name, text = binding.key, binding.value or ""
-            if binding.error or (name and binding.value is None):
-                problems.append(f"{shown}, line {_line(binding)}: expected NAME=value")
-            elif name and texts.setdefault(name, text) != text:
-                warnings.append(f"{name} stands in {shown} more than once: the last one counts")
-                texts[name] = text
-    except FileNotFoundError:
-        if required:
-            problems.append(f"{shown} does not exist: {_COPY}")
-    except PermissionError:
-        problems.append(f"{shown} may not be read by this user: use sudo, or --env-file PATH for another file")
-    except UnicodeDecodeError:
-        problems.append(f"{shown} cannot be read: it is not UTF-8 text")
-    except OSError as error:
-        problems.append(f"{shown} cannot be read: {error.strerror}")
-    return texts, problems, warnings
+def _value(read: Callable[[str], Any], text: str) -> Any:  # noqa: ANN401 - as Settings declares it
+    if _CONTROLS.search(text):
+        raise NotValid("one line of UTF-8 text without control characters")
+    return read(text)
 
 
-def _line(binding: Binding) -> int:
-    """Return the number of a binding's line: python-dotenv counts from the empty lines in front of it."""
-    text = binding.original.string
-    return binding.original.line + text[: -len(text.lstrip())].count("\n")
+def _unknown(names: set[str]) -> Iterator[str]:
+    """Warn of each name that looks like ours."""
+    for name in sorted(names):
+        import difflib  # noqa: PLC0415 - 1 ms and 0.1 MB, for mistakes only
+
+        near = difflib.get_close_matches(name.upper(), _BY_NAME, 1, 0.8)
+        if near or name.upper().startswith(PREFIXES):
+            hint = difflib.get_close_matches(name.upper(), _BY_NAME, 1, 0)[0]
+            yield f"{name} is no setting of envoy2emon and is not used: is {hint} meant?"
+
+
+def _missing(file: "_File", given: Mapping[str, str]) -> Iterator[str]:
+    """Say what has to be set and is not, unless it may be in what could not be read."""
+
+    def lacks(name: str) -> bool:
+        return not given[name].strip() and name not in file.unread
+
+    if lacks("EMONCMS_APIKEY"):
+        cure = f"put the write key, found in your EmonCMS under Setup, My Account, into {file.shown}"
+        yield f"EMONCMS_APIKEY is not set: {file.uncomment('EMONCMS_APIKEY') or cure}"
+    for name, other in (("ENPHASE_EMAIL", "ENPHASE_PASSWORD"), ("ENPHASE_PASSWORD", "ENPHASE_EMAIL")):
+        if lacks(name) and given[other].strip():
+            cure = f"put it into {file.shown}, or remove {other}"
+            yield f"{name} is not set, and {other} is: {file.uncomment(name) or cure}"
+
+
+def _left_out(file: "_File", given: Mapping[str, str]) -> Iterator[str]:
+    """Warn of lines that begin with # and hold what tells where the neighbours are, or the only login."""
+    logins = () if any(given[name] for name in _LOGINS) else _LOGINS
+    for name in ("EMONCMS_URL", "ENVOY_HOST", *logins):
+        if not given[name] and (cure := file.uncomment(name)):
+            yield f"{name} is not set: {cure} if you mean it"
+
+
+def _emoncms_org(values: Mapping[str, Any], shown: Path) -> Iterator[str]:
+    """Say what emoncms.org does not take: it answers "ok" and drops the rows."""
+    url = values.get("emoncms_url", "")
+    host = urlsplit(url).hostname or ""
+    if host != "emoncms.org" and not host.endswith(".emoncms.org"):
+        return
+    cure = f"in {shown} set"
+    if not url.startswith("https://"):
+        yield f"EMONCMS_URL is {url!r}: {host} takes https only: {cure} EMONCMS_URL=https{url.removeprefix('http')}"
+    interval = values.get("emoncms_interval_s", 10)
+    if interval < 10:  # noqa: PLR2004 - seconds
+        yield f"EMONCMS_INTERVAL_S is '{interval}': {host} takes one post in 10 s: {cure} EMONCMS_INTERVAL_S=10"
+    for name, short in (("EMONCMS_NODE", "Envoy-S"), ("EMONCMS_INVERTERS_NODE", "Envoy-inverters")):
+        node = values.get(name.lower(), "")
+        if len(node) > 16:  # noqa: PLR2004 - characters
+            yield f"{name} is {node!r}: {host} drops nodes of more than 16 characters: {cure} {name}={short}"
+
+
+class _File:
+    """A `.env`: the texts of its lines by name, and what is wrong with it. `shown` is how its owner knows it."""
+
+    def __init__(self, shown: Path) -> None:
+        self.shown = shown
+        self.texts: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.unread = ""  # what could not be read, or names that it may hold
+        self._lines: dict[str, int] = {}
+        self._comments: dict[str, int] = {}
+
+    def place(self, name: str) -> str:
+        """Name the file and the line of a setting."""
+        return f"{self.shown}, line {self._lines[name]}"
+
+    def uncomment(self, name: str) -> str:
+        """Return the cure for a line that begins with # and holds a value that is not the default, "" for none."""
+        line = self._comments.get(name)
+        return f"remove the # in front of it in {self.shown}, line {line}" if line else ""
+
+    def read(self, path: Path, *, required: bool) -> None:
+        """Read it. python-dotenv's own front door would log a line that it cannot read, and go on without it."""
+        try:
+            content = path.read_bytes()
+            if 0 in content:
+                raise UnicodeError("UTF-16")  # noqa: TRY301 - what decode() raises for other encodings
+            for binding in parse_stream(io.StringIO(content.decode("utf-8-sig"), newline=None)):
+                self._take(binding)
+            if path.stat().st_mode & 0o004:
+                self.warnings.append(f"{self.shown} holds passwords and everyone can read it: chmod 600 {self.shown}")
+        except FileNotFoundError:
+            if required:
+                self.problems.append(f"{self.shown} does not exist: {_COPY}")
+        except PermissionError:
+            self._unreadable("may not be read by this user: use sudo, or --env-file PATH for another file")
+        except OSError as error:
+            self._unreadable(f"cannot be read: {error.strerror}")
+        except UnicodeError as error:
+            encoding = "UTF-16" if str(error) == "UTF-16" else "not UTF-8"
+            self._unreadable(f'is {encoding} text: save it as UTF-8 (in Notepad: "Save as", "Encoding: UTF-8")')
+
+    def _unreadable(self, why: str) -> None:
+        self.unread = " ".join(_BY_NAME)
+        self.problems.append(f"{self.shown} {why}")
+
+    def _take(self, binding: Binding) -> None:
+        raw = binding.original.string
+        line = binding.original.line + raw[: -len(raw.lstrip())].count("\n")  # dotenv's is that of empty lines before
+        raw = raw.strip()
+        name, text = binding.key or "", binding.value or ""
+        if commented := re.match(r"#\s*(?:export\s+)?(\w+)\s*=\s*(.+)", raw):
+            each = _BY_NAME.get(commented[1])
+            if each and commented[2] != each.metadata["default"]:
+                self._comments[commented[1]] = line
+        elif binding.error or (name in _BY_NAME and "\n" in raw) or (name and binding.value is None):
+            self.unread += raw
+            self.problems.append(f"{self.shown}, line {line}: {_why_wrong(raw)}")
+        elif name and not re.fullmatch(r"\w+", name):
+            if name.upper().startswith(PREFIXES):
+                self.problems.append(f"{self.shown}, line {line}: expected NAME=value")
+        elif name:
+            if self.texts.get(name, text) != text:
+                self.warnings.append(f"{name} stands in {self.shown} more than once: line {line} counts")
+            self.texts[name] = text
+            self._lines[name] = line
+            value = raw.partition("=")[2]
+            if name in _SECRETS and re.search(r"\s#", value) and value.lstrip()[:1] not in ("'", '"'):
+                cut = "ends before the #, because a space and # begin a comment: if it is part of the value"
+                self.warnings.append(f"{name} in {self.place(name)} {cut}, {_QUOTE}")
+
+
+def _why_wrong(raw: str) -> str:
+    """Say what is wrong with a line, by its name and quotes, without its value."""
+    found = re.match(r"(?:export\s+)?'?(\w*)'?(?:\s*=\s*(['\"])(.*))?", raw)
+    assert found  # noqa: S101 - it matches anything
+    name, quote, rest = found.groups()
+    if not quote:
+        return f"expected {name if name in _BY_NAME else 'NAME'}=value"
+    if quote not in re.sub(r"\\.", "", rest):
+        return f"the quote in front of {name}'s value is not closed: close it, or {_QUOTE}"
+    return f"{name}'s value goes on behind its closing quote: {_QUOTE}"
