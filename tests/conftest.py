@@ -21,7 +21,7 @@ from tests.meter import Meter
 StartDaemon = Callable[..., Daemon]
 
 # A file is one worker's. These take longest: begun last, they would keep one worker busy alone at the end.
-LONGEST = ("test_install", "test_systemd", "test_envoy_faults", "test_live_daemon")
+LONGEST = ("test_install", "test_systemd", "test_gateway_daemon", "test_live_daemon")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
