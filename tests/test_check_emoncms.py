@@ -1,99 +1,182 @@
-"""What `envoy2emon check` says of EmonCMS: the questions alone, asked of the stand-in."""
+"""What `envoy2emon check` says of EmonCMS, of what stands in front of it, and of what has arrived there."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from envoy2emon import config
-from envoy2emon.check import emoncms as check_emoncms
-from envoy2emon.check.verdict import Verdict
-from envoy2emon.emoncms.client import EmonCMS
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
-from tests.emoncms import FATAL_ERROR, bulk
+from envoy2emon.demo.emoncms import (
+    MARIADB_DOWN,
+    PHP_DOWN,
+    REDIS_DOWN,
+    Answer,
+    Answers,
+    DropsAuthorization,
+    Failure,
+    StandInEmonCMS,
+)
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from tests.certificates import Certificate
+from tests.checks import Check
+from tests.emoncms import bulk
 
-Ask = Callable[[], list[Verdict]]
 OLD = -900
+METERS, INVERTERS = "Envoy-S", "Envoy-S-inverters"
 
 
 @pytest.fixture
-def ask(emoncms: StandInEmonCMS, tmp_path: Path) -> Ask:
-    """Ask all of it."""
-    environ = {"EMONCMS_URL": emoncms.url, "EMONCMS_APIKEY": emoncms.key}
-    settings, _ = config.load(tmp_path / ".env", environ, required=False)
-    return lambda: list(check_emoncms.ask(settings, {}))
+def envoy() -> Iterator[SimulatedEnvoy]:
+    """Serve a gateway of firmware 5 whose meters tell twenty events a second."""
+    with SimulatedEnvoy(source=lambda: THREE_PHASE_EVENT, interval=0.05) as envoy:
+        yield envoy
+
+
+@pytest.fixture
+def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Check:
+    """Run check between both simulators."""
+    settings = {"ENVOY_HOST": envoy.host, "ENVOY_PASSWORD": envoy.password}
+    return Check(tmp_path, settings | {"EMONCMS_URL": emoncms.url, "EMONCMS_APIKEY": emoncms.key})
+
+
+def test_where_emoncms_is_not(check: Check, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> None:
+    """A wrong name, a closed port, a wrong path and another server are told apart, each with its cure."""
+    for name, cure in {"no-such-emonpi.local": "avahi-daemon", "no-such-emonpi": "into EMONCMS_URL"}.items():
+        answers = check(EMONCMS_URL=f"http://{name}/emoncms")
+        answers.say("FAIL", "EmonCMS", "cannot be resolved", "Put the address of its computer into EMONCMS_URL", cure)
+        assert "key" not in answers.subjects()
+    answers = check(EMONCMS_URL="http://127.0.0.1:1/emoncms")
+    answers.say("FAIL", "EmonCMS", "refuses the connection", "its web server running")
+    base = emoncms.url.removesuffix("/emoncms")
+    for wrong in (base, f"{base}/emon"):
+        answers = check(EMONCMS_URL=wrong)
+        answers.say("FAIL", "EmonCMS", f"There is one at {emoncms.url}, so set EMONCMS_URL={emoncms.url}")
+    answers = check(EMONCMS_URL=f"http://{envoy.host}/emoncms")
+    answers.say("FAIL", "EmonCMS", "there is no EmonCMS", "is the path in EMONCMS_URL right?")
 
 
 @pytest.mark.parametrize(
-    ("answer", "told", "cure"),
+    ("fault", "told"),
     [
-        ((403, "Forbidden"), "answers 403 Forbidden", "a proxy in front of it, forbids this"),
-        ((502, "Bad Gateway"), "answers 502 Bad Gateway", "Is its PHP or its database down?"),
-        ((200, FATAL_ERROR), "Fatal error", "Is its PHP or its database down?"),
+        (PHP_DOWN, ["answers 502 Bad Gateway", "Is its PHP in trouble? Look at EmonCMS in the browser"]),
+        (Answers(500), ["answers 500", "Is its PHP in trouble?"]),
+        (Answers(403, "<h1>Forbidden</h1>"), ["answers 403", "or a proxy in front of it, forbids this"]),
+        (MARIADB_DOWN, ["its database (MariaDB or Redis) is down", "mysqli_sql_exception"]),
+        (REDIS_DOWN, ["its database (MariaDB or Redis) is down", "RedisException"]),
     ],
 )
-def test_a_post_that_fails(ask: Ask, emoncms: StandInEmonCMS, answer: tuple[int, str], told: str, cure: str) -> None:
-    """A post that fails where reading works is EmonCMS's trouble, told with its cure, and says nothing of the key."""
-    emoncms.fail_next(Fault(answer))
-    last = ask()[-1]
-    assert (last.word, last.subject) == ("FAIL", "EmonCMS")
-    assert told in last.text
-    assert cure in last.text
-    assert "read key" not in last.text
+def test_emoncms_in_trouble(check: Check, emoncms: StandInEmonCMS, fault: Failure, told: list[str]) -> None:
+    """An EmonCMS that is ill is told so without HTML, and nobody is asked whether its address or the key is right."""
+    emoncms.fault = fault
+    whole = check()
+    whole.say("FAIL", "EmonCMS", *told)
+    emoncms.fault = None
+    emoncms.fail_next(fault)
+    halfway = check()
+    halfway.say("ok", "EmonCMS")
+    halfway.say("FAIL", "EmonCMS", *told)
+    for line in [line for line in whole.lines + halfway.lines if line.startswith("FAIL")]:
+        assert "<" not in line
+        assert "EMONCMS_URL" not in line
+        assert "key" not in line
 
 
-def test_an_empty_answer_to_a_post(ask: Ask, emoncms: StandInEmonCMS) -> None:
-    """An empty 200 where reading works is what the read key gets."""
-    emoncms.fail_next(Fault((200, "")))
-    (key,) = [verdict for verdict in ask() if verdict.subject == "key"]
-    assert key.word == "FAIL"
-    assert "is the read key, which cannot post" in key.text
+def test_keys(check: Check, emoncms: StandInEmonCMS) -> None:
+    """The read key and an unknown key are told apart, in versions of 2016 too, and no question leaves an input."""
+    check(EMONCMS_APIKEY=emoncms.read_key).say("FAIL", "key", "is the read key", "put the write key", "/check/.env")
+    check(EMONCMS_APIKEY="unknown").say("FAIL", "key", "does not know EMONCMS_APIKEY (401)", "My Account")
+    for emoncms.account.plain_errors in (False, True):
+        answers = check()
+        answers.say("ok", "key", "may write")
+        answers.say("warn", "inputs", "none of envoy2emon's in node Envoy-S yet", "systemctl status envoy2emon")
+    assert emoncms.account.nodes == {}
 
 
-def test_a_dead_stream_behind_another_sensor(ask: Ask, emoncms: StandInEmonCMS) -> None:
-    """Another sensor's input in the meters' node hides neither that the stream's are old nor that there are none."""
-    sensor = [0, "Envoy-S", {"temperature": 21, "net_power": 1}]
-    bulk(emoncms, [sensor, [0, "Envoy-S-inverters", {"1_wNow": 1}]])
-    none = ask()[-1]
-    assert none.word == "warn"
-    assert "none of envoy2emon's in node Envoy-S yet" in none.text
-    bulk(emoncms, [[OLD, "Envoy-S", {"prod_ph-a_wNow": 1}], sensor])
-    old = ask()[-1]
-    assert old.word == "warn"
-    assert "1 in node Envoy-S, the newest 15 min old" in old.text
+def test_version_that_is_not_told(check: Check, emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EmonCMS without a version is known by its answer to the key; a router's login page is not taken for one."""
+    emoncms.fault = Answers(401, "Unauthorized")
+    check().say("FAIL", "EmonCMS", "wants a password of its web server (401)")
+    emoncms.fault = None
+    answer, page = emoncms.answer, Answer(200, "<html>Log in</html>")
+    monkeypatch.setattr(emoncms, "answer", lambda path, *rest: page if "version" in path else answer(path, *rest))
+    check().say("ok", "EmonCMS", "it does not tell its version")
+    emoncms.fault = Answers(200, page.body)
+    check().say("FAIL", "EmonCMS", "answers an HTML page: is EMONCMS_URL right")
 
 
-def test_meters_without_inputs_beside_inverters(ask: Ask, emoncms: StandInEmonCMS) -> None:
-    """Inverters that arrive do not make up for a stream that does not; a stream without inverters is well."""
-    bulk(emoncms, [[0, "Envoy-S-inverters", {"1_wNow": 1, "1_wMax": 2, "battery": 3}]])
-    assert ask()[-1].word == "warn"
-    assert "2 in node Envoy-S-inverters," in ask()[-1].text
-    emoncms.account.nodes.clear()
-    bulk(emoncms, [[0, "Envoy-S", {"prod_ph-a_wNow": 1}]])
-    assert ask()[-1].word == "ok"
+def test_proxy_that_drops_the_key(check: Check, emoncms: StandInEmonCMS) -> None:
+    """A proxy that drops the Authorization header is found out, and named with what to write into its settings."""
+    emoncms.fault = DropsAuthorization()
+    answers = check()
+    answers.say("FAIL", "key", "drops that header", "SetEnvIf Authorization", "CGIPassAuth On", "proxy_set_header")
+    assert "read key" not in str(answers.lines)
 
 
-def test_both_daemons_in_one_node(emoncms: StandInEmonCMS, tmp_path: Path) -> None:
+class Redirecting(StandInEmonCMS):
+    """A reverse proxy whose http leads to https, at `target`."""
+
+    target = ""
+
+    def answer(self, target: str, *_: object) -> Answer | None:
+        """Lead there."""
+        return Answer(301, "", self.target + target)
+
+
+def test_proxy_with_its_own_certificate(check: Check, certificate: Certificate) -> None:
+    """Where a proxy leads to https with a certificate of its own, what to set is told, and then it works."""
+    with StandInEmonCMS(tls=certificate.context) as secure, Redirecting() as proxy:
+        proxy.target = secure.url.removesuffix("/emoncms")
+        pin = f"EMONCMS_CERT_SHA256={certificate.sha256}"
+        check(EMONCMS_URL=proxy.url).say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}", "self-made", pin)
+        check(EMONCMS_URL=secure.url).say("FAIL", "EmonCMS", "does not trust", "self-made", f"set {pin}")
+        answers = check(EMONCMS_URL=secure.url, EMONCMS_CERT_SHA256="0" * 64)
+        answers.say("FAIL", "EmonCMS", "another certificate than the one that is set", "renewed", pin)
+        answers = check(EMONCMS_URL=secure.url, EMONCMS_CERT_SHA256=certificate.sha256)
+        answers.say("ok", "key")
+        answers = check(EMONCMS_URL=proxy.url, EMONCMS_CERT_SHA256=certificate.sha256)
+        answers.say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}")
+        assert "self-made" not in str(answers.lines)
+
+
+def test_http_taken_for_https(check: Check, emoncms: StandInEmonCMS) -> None:
+    """An address with https:// where http is spoken is told apart from a certificate."""
+    answers = check(EMONCMS_URL=emoncms.url.replace("http:", "https:"))
+    answers.say("FAIL", "EmonCMS", "TLS", "begin with http:// in the browser?")
+
+
+def test_both_daemons_arrive(check: Check, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> None:
+    """A green line means that both daemons' rows arrive: the meters' of now, the inverters' newest report."""
+    newest = max(unit["lastReportDate"] for unit in envoy.inverters) - int(time.time())
+    meters, inverters = [0, METERS, {"prod_ph-a_wNow": 1}], [newest, INVERTERS, {"1_wNow": 1, "1_wMax": 2, "x": 3}]
+    sensor = [0, METERS, {"temperature": 21, "net_power": 1}]
+    bulk(emoncms, [sensor, inverters])
+    answers = check()
+    answers.say("warn", "inputs", "none of envoy2emon's in node Envoy-S yet; 2 in node Envoy-S-inverters, the newest")
+    answers.say("warn", "inputs", "Does it run? sudo systemctl status envoy2emon")
+    bulk(emoncms, [[OLD, METERS, {"prod_ph-a_wNow": 1}], sensor])
+    check().say("warn", "inputs", "1 in node Envoy-S, the newest 15 min old", "systemctl status envoy2emon")
+    bulk(emoncms, [meters])
+    check().say("ok", "inputs", "1 in node Envoy-S, the newest")
+    bulk(emoncms, [[OLD, INVERTERS, {"1_wNow": 1, "1_wMax": 2}]])
+    check().say("warn", "inputs", "2 in node Envoy-S-inverters, the newest 15 min old", "status envoy2emon_inv")
+    envoy.inverters = [{**unit, "lastReportDate": unit["lastReportDate"] - 900} for unit in envoy.inverters]
+    check().say("ok", "inputs", "2 in node Envoy-S-inverters, the newest 15 min old")
+    emoncms.account.restart_redis()
+    check().say("warn", "inputs", "1 in node Envoy-S, without a date")
+
+
+def test_both_daemons_in_one_node(check: Check, emoncms: StandInEmonCMS) -> None:
     """Where both nodes are one, inverters are not taken for meters."""
-    environ = {"EMONCMS_URL": emoncms.url, "EMONCMS_APIKEY": emoncms.key, "EMONCMS_INVERTERS_NODE": "Envoy-S"}
-    settings, _ = config.load(tmp_path / ".env", environ, required=False)
-    bulk(emoncms, [[OLD, "Envoy-S", {"prod_ph-a_wNow": 1}], [0, "Envoy-S", {"1_wNow": 1}]])
-    last = list(check_emoncms.ask(settings, {}))[-1]
-    assert last.word == "warn"
-    assert last.text.startswith("1 in node Envoy-S, the newest 15 min old; 1 in node Envoy-S, the newest 0 s old")
+    bulk(emoncms, [[OLD, METERS, {"prod_ph-a_wNow": 1}], [0, METERS, {"1_wNow": 1}]])
+    answers = check(EMONCMS_INVERTERS_NODE=METERS)
+    answers.say("warn", "inputs", "1 in node Envoy-S, the newest 15 min old; 1 in node Envoy-S, the newest ")
 
 
-def test_connections_are_closed(ask: Ask, emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every connection that is opened is closed, an error or not."""
-    closed: list[str] = []
-    close = EmonCMS.close
-
-    def note(self: EmonCMS) -> None:
-        closed.append(self.url)
-        close(self)
-
-    monkeypatch.setattr(EmonCMS, "close", note)
-    emoncms.fault = Fault((502, "Bad Gateway"))
-    ask()
-    assert emoncms.connections > 0
-    assert len(closed) == emoncms.connections
+def test_no_place_for_a_node(check: Check, emoncms: StandInEmonCMS) -> None:
+    """An EmonCMS that holds as many nodes as it takes is named where one of ours is missing."""
+    bulk(emoncms, [[0, f"node{number}", {"a": 1}] for number in range(31)] + [[0, METERS, {"prod_ph-a_wNow": 1}]])
+    answers = check()
+    answers.say("FAIL", "inputs", "EmonCMS holds 32 nodes, the most that it takes, and none is Envoy-S-inverters:")
+    bulk(emoncms, [[0, METERS, {"1_wNow": 1}]])
+    assert check(EMONCMS_INVERTERS_NODE=METERS).words("inputs") == {"ok"}

@@ -1,25 +1,27 @@
 """`envoy2emon check` on a machine with a real systemd: what it says of the units."""
 
-from pathlib import Path
-
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
-from envoy2emon.demo.emoncms import StandInEmonCMS
-from tests.machine import SETTINGS, Machine, wait_for
+from tests.machine import PROGRAM, SETTINGS, Machine, wait_for
 
 INSTALLED = {"ENVOY2EMON_ENV_FILE": str(SETTINGS), "STATE_DIRECTORY": "/var/lib/envoy2emon"}
 
 
 def units(machine: Machine) -> list[str]:
     """Run the installed command, as root does, and return what it says of the units."""
-    done = machine.enter(str(Path("/opt/envoy2emon/bin/python")), "-m", "envoy2emon", "check", environ=INSTALLED)
+    machine.run("journalctl", "--sync")
+    done = machine.enter(str(PROGRAM / "bin" / "python"), "-m", "envoy2emon", "check", environ=INSTALLED)
     lines = done.stdout.decode().splitlines()
     assert done.returncode == any(line.startswith("FAIL") for line in lines), done
     return [line for line in lines if line.split()[1] == "units"]
 
 
 def test_what_systemd_tells() -> None:
-    """Running, stopped, failed with the reason in the journal, and settings changed since the start are told apart."""
+    """Off, running, stopped, failed with the reason in the journal, and settings that have changed are told apart.
+
+    What went wrong in an earlier run is past.
+    """
     with (
         Machine() as machine,
         machine.network(),
@@ -27,7 +29,10 @@ def test_what_systemd_tells() -> None:
         StandInEmonCMS() as emoncms,
     ):
         machine.install_program()
-        assert units(machine) == []  # before there are settings there is nothing else to ask
+        assert [line.split(".")[0] for line in units(machine)] == [
+            "warn  units      envoy2emon is off",
+            "warn  units      envoy2emon_inv is off",
+        ]
         settings = f"ENVOY_HOST={envoy.host}\nENVOY_PASSWORD={envoy.password}\nEMONCMS_URL={emoncms.url}\n"
         machine.write(SETTINGS, f"{settings}EMONCMS_APIKEY={emoncms.key}\n", "0600")
         machine.run("systemctl", "enable", "envoy2emon", "envoy2emon_inv")
@@ -40,14 +45,20 @@ def test_what_systemd_tells() -> None:
         machine.write(SETTINGS, f"{settings}EMONCMS_APIKEY=\n", "0600")
         machine.enter("systemctl", "start", "envoy2emon_inv")
         wait_for("the unit to fail", lambda: machine.show("envoy2emon_inv", "ActiveState") == "failed")
-        machine.run("journalctl", "--sync")
         machine.write(SETTINGS, f"{settings}EMONCMS_APIKEY={emoncms.key}\n", "0600")
         machine.run("touch", "--date=1 minute", str(SETTINGS))  # systemd tells whole seconds
         running, failed = units(machine)
         assert running.startswith("warn  units      envoy2emon runs: ")
-        assert running.endswith("The settings changed since it started: sudo systemctl restart envoy2emon")
+        assert running.endswith("The settings have changed since it started: sudo systemctl restart envoy2emon")
         assert failed.startswith(
             "FAIL  units      envoy2emon_inv has failed (exit-code, exit status 78); last trouble,"
         )
         assert "EMONCMS_APIKEY is not set" in failed
-        assert failed.endswith("Mend that, then: sudo systemctl restart envoy2emon_inv")
+        assert failed.endswith("Put that right, then: sudo systemctl restart envoy2emon_inv")
+
+        machine.run("touch", str(SETTINGS))
+        machine.run("systemctl", "restart", "envoy2emon_inv")
+        emoncms.wait_for(lambda: any(row.node == "Envoy-S-inverters" for row in emoncms.rows))
+        _, running = units(machine)
+        assert running.startswith("ok    units      envoy2emon_inv runs: 12 inverters")
+        assert "last trouble" not in running

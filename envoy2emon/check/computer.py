@@ -19,7 +19,7 @@ from envoy2emon import web
 from envoy2emon.check.verdict import Found, Verdict, fail, ok, warn
 from envoy2emon.inverters import CLOCK_OFF_S
 from envoy2emon.outage import duration
-from envoy2emon.settings import INSTALLED_ENV_FILE, Settings
+from envoy2emon.settings import INSTALLED_ENV_FILE
 
 CLOCKS_APART_S = 60.0
 # A day of 36 inputs takes 13 MB; the daemons save 31 MB at most (emoncms/backlog.py).
@@ -27,6 +27,7 @@ LEAST_FREE = MOST_SAVED = 50 * 1024 * 1024
 DAEMONS = {"envoy2emon": "stream", "envoy2emon_inv": "inverters"}
 SUDO = "run: sudo envoy2emon check"
 _TOOL_TIMEOUT_S = 5.0
+_READ_WITHIN_S = 2.0
 _ROWS = "SELECT sum(length(dates) - length(replace(dates, ',', '')) + 1) FROM blocks"
 _PROPERTIES = (
     "Id,LoadState,UnitFileState,ActiveState,SubState,Result,StatusText,NRestarts,ExecMainStatus,InvocationID,"
@@ -34,12 +35,12 @@ _PROPERTIES = (
 )
 
 
-def ask(settings: Settings | None, state: Path | None, found: Found) -> Iterator[Verdict]:
-    """Ask all of it; without valid settings not for the live page."""
+def ask(live_listen: str | None, state: Path | None, found: Found) -> Iterator[Verdict]:
+    """Ask all of it."""
     yield from _clocks(found)
     yield from _backlog(state)
-    if settings and settings.live_listen:
-        yield _live(settings.live_listen)
+    if live_listen:
+        yield _live(live_listen)
     idle = {"envoy2emon"} if found.meters is False else set()
     yield from _units(idle | ({"envoy2emon_inv"} if found.newest_report == 0 else set()))
 
@@ -116,12 +117,14 @@ def _saved(state: Path, files: Mapping[str, str]) -> Verdict:
 
 def _rows(state: Path, name: str) -> int:
     """Count the rows in a file; one that a daemon is just writing is read again. Raises OSError, sqlite3.Error."""
-    for _ in range(3):
+    ends = time.monotonic() + _READ_WITHIN_S
+    while True:
         try:
-            return _count(_content(state, name))
+            return _count(_content(state, name), ends)
         except sqlite3.Error:
-            threading.Event().wait(0.3)
-    return _count(_content(state, name))
+            if time.monotonic() > ends:
+                raise
+            threading.Event().wait(0.2)
 
 
 def _content(state: Path, name: str) -> bytes:
@@ -139,11 +142,10 @@ def _content(state: Path, name: str) -> bytes:
     return content
 
 
-def _count(content: bytes) -> int:
-    """Count rows in memory. Raises sqlite3.Error."""
+def _count(content: bytes, ends: float) -> int:
+    """Count rows in memory, until `ends` in monotonic seconds. Raises sqlite3.Error."""
     if not content:
         return 0
-    ends = time.monotonic() + _TOOL_TIMEOUT_S
     with closing(sqlite3.connect(":memory:")) as file:
         file.deserialize(content)
         file.execute("PRAGMA trusted_schema = OFF")  # whoever wrote the file shall not run functions here

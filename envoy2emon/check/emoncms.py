@@ -35,7 +35,7 @@ _DROPPED = (
 )
 
 
-def ask(settings: Settings, key: Secret | None, found: Found) -> Iterator[Verdict]:
+def ask(settings: Settings, found: Found) -> Iterator[Verdict]:
     """Ask all of it; without a key only what needs none. `found` gets how far EmonCMS's clock is ahead."""
     url, pin = settings.emoncms_url, settings.emoncms_cert_sha256
     try:
@@ -51,13 +51,13 @@ def ask(settings: Settings, key: Secret | None, found: Found) -> Iterator[Verdic
     elif elsewhere := _elsewhere(url, pin):
         yield fail("EmonCMS", sentences(f"{url} answers, but is not EmonCMS", elsewhere))
         return
-    if key:
-        yield from _account(settings, key, version, found)
+    if settings.emoncms_apikey:
+        yield from _account(settings, version, found)
 
 
-def _account(settings: Settings, key: Secret, version: str, found: Found) -> Iterator[Verdict]:
+def _account(settings: Settings, version: str, found: Found) -> Iterator[Verdict]:
     """Tell what the key opens, and what has arrived."""
-    url, pin = settings.emoncms_url, settings.emoncms_cert_sha256
+    url, key, pin = settings.emoncms_url, settings.emoncms_apikey, settings.emoncms_cert_sha256
     with (
         closing(EmonCMS(url, key, settings.emoncms_node, pin)) as emoncms,
         closing(EmonCMS(url, key, settings.emoncms_inverters_node, pin)) as beside,
@@ -75,8 +75,10 @@ def _account(settings: Settings, key: Secret, version: str, found: Found) -> Ite
         except Unauthorized as trouble:
             yield fail("key", f"{trouble}, found in EmonCMS under Setup, My Account")
         except Unavailable as trouble:
-            unknown = "" if version else "It does not tell its version as EmonCMS does: is EMONCMS_URL right?"
-            yield fail("EmonCMS", sentences(str(trouble), _cure(trouble, url, pin) or unknown))
+            cure = _cure(trouble, url, pin)
+            if not (version or cure or "out of order" in str(trouble)):
+                cure = "It does not tell its version as EmonCMS does: is EMONCMS_URL right?"
+            yield fail("EmonCMS", sentences(str(trouble), cure))
 
 
 def _version(url: str, pin: str | None) -> str:

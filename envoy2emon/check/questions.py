@@ -39,33 +39,32 @@ def run(env_file: Path | None, environ: Mapping[str, str], *, patience: float = 
     chosen, wrong = _settings(report, env_file, environ)
     within = 2 * patience
     slow = f"no answer within {within:.0f} s:"
-    if chosen and not any(name.startswith(("ENVOY_", "ENPHASE_", "STREAM_")) for name in wrong):
+    if not any(name.startswith(("ENVOY_", "ENPHASE_", "STREAM_")) for name in wrong):
         asked = gateway.ask(chosen, Tokens(chosen, state, readonly=True), found, patience)
         late = fail("gateway", f"{slow} is it restarting or overloaded? Wait five minutes and check again")
         _say(report, asked, within, late)
-    if chosen and "EMONCMS_URL" not in wrong:
-        key = None if "EMONCMS_APIKEY" in wrong else chosen.emoncms_apikey
+    if not wrong & {"EMONCMS_URL", "EMONCMS_CERT_SHA256"}:
         cure = "is its computer overloaded, or its database down? Look at it in the browser"
-        _say(report, emoncms.ask(chosen, key, found), within, fail("EmonCMS", f"{slow} {cure}"))
+        _say(report, emoncms.ask(chosen, found), within, fail("EmonCMS", f"{slow} {cure}"))
     late = warn("computer", f"{slow} is its disk or systemd in trouble?")
-    _say(report, computer.ask(chosen, state, found), within, late)
+    _say(report, computer.ask(chosen.live_listen, state, found), within, late)
     return 1 if report.failed else 0
 
 
-def _settings(report: Report, env_file: Path | None, environ: Mapping[str, str]) -> tuple[Settings | None, set[str]]:
-    """Tell how the settings are; return them, None if they cannot be read, and the names of those that are wrong."""
+def _settings(report: Report, env_file: Path | None, environ: Mapping[str, str]) -> tuple[Settings, set[str]]:
+    """Tell how the settings are; return them, with the default in place of each that is wrong, and the wrong names."""
     path = settings.find(env_file, environ)
     shown = settings.display(path.absolute(), environ)
     report.env_file = str(shown)
-    chosen: Settings | None
     try:
         chosen, warnings = settings.load(path, environ, required=bool(env_file or environ.get("ENVOY2EMON_ENV_FILE")))
-        wrong: set[str] = set()
+        wrong = set()
     except settings.ConfigError as error:
-        chosen, wrong, warnings = error.partial, set(error.wrong), error.warnings
+        chosen, wrong, warnings = error.partial, error.wrong, error.warnings
         for problem in error.problems:
-            sudo = f" To check as root, {computer.SUDO}" if "may not be read" in problem and os.geteuid() else ""
-            report.say(fail("settings", problem + sudo))
+            report.say(fail("settings", problem))
+        if os.geteuid() != 0 and not os.access(path, os.R_OK):
+            report.say(warn("settings", f"only root may read {shown}: {computer.SUDO}"))
     else:
         source = f"read from {shown}" if path.exists() else f"there is no {shown}: defaults and environment are used"
         if named := sorted(environ.keys() & {setting.name.upper() for setting in fields(Settings)}):
