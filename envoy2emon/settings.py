@@ -45,12 +45,18 @@ class NotValid(ValueError):
 
 
 class ConfigError(Exception):
-    """The settings do not do: `problems` are whole sentences, one a setting; `warnings` may tell why."""
+    """The settings do not do: `problems` are whole sentences, one a setting; `warnings` may tell why.
 
-    def __init__(self, problems: list[str], warnings: list[str]) -> None:
+    partial: the Settings with the defaults of those in `wrong`, the names that have a problem, so that `check` can ask
+    what these do not matter to. A secret without default is None there.
+    """
+
+    def __init__(self, problems: list[str], warnings: list[str], partial: "Settings", wrong: set[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
         self.warnings = warnings
+        self.partial = partial
+        self.wrong = wrong
 
 
 def _text(pattern: str, expected: str) -> Callable[[str], str]:
@@ -233,22 +239,28 @@ def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Set
     if not (file.texts or named or file.problems):
         file.problems.append(f"{file.shown} is missing or holds no setting: {_COPY}")
     file.warnings += _unknown((file.texts.keys() | named) - _BY_NAME.keys())
+    wrong = {name for name in _BY_NAME if name in file.unread}
     values: dict[str, Any] = {}
     for name, each in _BY_NAME.items():
-        text = (given[name] if name in _SECRETS else given[name].strip()) or each.metadata["default"]
-        try:
-            values[each.name] = None if text is None else _value(each.metadata["read"], text)
-        except NotValid as error:
-            held = "not valid" if name in _SECRETS else repr(_IN_URL.sub(r"\1***", text))
-            cure = f": set {name}={error.cure}" if error.cure else ""
-            where = "the environment" if environ.get(name) else file.place(name)
-            file.problems.append(f"{name} is {held}: expected {error}{cure} (in {where})")
-    file.problems += [*_missing(file, given), *_emoncms_org(values, file.shown)]
+        read, default = each.metadata["read"], each.metadata["default"]
+        values[each.name] = read(default) if default else None
+        if text := given[name] if name in _SECRETS else given[name].strip():
+            try:
+                values[each.name] = _value(read, text)
+            except NotValid as error:
+                wrong.add(name)
+                held = "not valid" if name in _SECRETS else repr(_IN_URL.sub(r"\1***", text))
+                cure = f": set {name}={error.cure}" if error.cure else ""
+                where = "the environment" if environ.get(name) else file.place(name)
+                file.problems.append(f"{name} is {held}: expected {error}{cure} (in {where})")
+    settings = Settings(**values)
+    together = {**_missing(file, given), **_emoncms_org(settings, file.shown)}
+    file.problems += [problem for name, problem in together.items() if name not in wrong]
     file.warnings += _left_out(file, given)
-    problems, warnings = [clean(each) for each in file.problems], [clean(each) for each in file.warnings]
-    if problems:
-        raise ConfigError(problems, warnings)
-    return Settings(**values), warnings
+    warnings = [clean(each) for each in file.warnings]
+    if file.problems:
+        raise ConfigError([clean(each) for each in file.problems], warnings, settings, wrong | together.keys())
+    return settings, warnings
 
 
 def _value(read: Callable[[str], Any], text: str) -> Any:  # noqa: ANN401 - as Settings declares it
@@ -268,45 +280,44 @@ def _unknown(names: set[str]) -> Iterator[str]:
             yield f"{name} is no setting of envoy2emon and is not used: is {hint} meant?"
 
 
-def _missing(file: "_File", given: Mapping[str, str]) -> Iterator[str]:
-    """Say what has to be set and is not, unless it may be in what could not be read."""
-
-    def lacks(name: str) -> bool:
-        return not given[name].strip() and name not in file.unread
-
-    if lacks("EMONCMS_APIKEY"):
+def _missing(file: "_File", given: Mapping[str, str]) -> dict[str, str]:
+    """Say by name what has to be set and is not."""
+    problems = {}
+    if not given["EMONCMS_APIKEY"]:
         cure = f"put the write key, found in your EmonCMS under Setup, My Account, into {file.shown}"
-        yield f"EMONCMS_APIKEY is not set: {file.uncomment('EMONCMS_APIKEY') or cure}"
+        problems["EMONCMS_APIKEY"] = f"EMONCMS_APIKEY is not set: {file.uncomment('EMONCMS_APIKEY') or cure}"
     for name, other in (("ENPHASE_EMAIL", "ENPHASE_PASSWORD"), ("ENPHASE_PASSWORD", "ENPHASE_EMAIL")):
-        if lacks(name) and given[other].strip():
-            cure = f"put it into {file.shown}, or remove {other}"
-            yield f"{name} is not set, and {other} is: {file.uncomment(name) or cure}"
+        if given[other] and not given[name]:
+            cure = file.uncomment(name) or f"put it into {file.shown}, or remove {other}"
+            problems[name] = f"{name} is not set, and {other} is: {cure}"
+    return problems
 
 
 def _left_out(file: "_File", given: Mapping[str, str]) -> Iterator[str]:
-    """Warn of lines that begin with # and hold what tells where the neighbours are, or the only login."""
+    """Warn of lines that begin with # and say where the gateway and EmonCMS are, or hold the only login."""
     logins = () if any(given[name] for name in _LOGINS) else _LOGINS
     for name in ("EMONCMS_URL", "ENVOY_HOST", *logins):
         if not given[name] and (cure := file.uncomment(name)):
             yield f"{name} is not set: {cure} if you mean it"
 
 
-def _emoncms_org(values: Mapping[str, Any], shown: Path) -> Iterator[str]:
-    """Say what emoncms.org does not take: it answers "ok" and drops the rows."""
-    url = values.get("emoncms_url", "")
-    host = urlsplit(url).hostname or ""
+def _emoncms_org(settings: Settings, shown: Path) -> dict[str, str]:
+    """Say by name what emoncms.org does not take: its answer is "ok" all the same."""
+    host = urlsplit(settings.emoncms_url).hostname or ""
     if host != "emoncms.org" and not host.endswith(".emoncms.org"):
-        return
-    cure = f"in {shown} set"
-    if not url.startswith("https://"):
-        yield f"EMONCMS_URL is {url!r}: {host} takes https only: {cure} EMONCMS_URL=https{url.removeprefix('http')}"
-    interval = values.get("emoncms_interval_s", 10)
-    if interval < 10:  # noqa: PLR2004 - seconds
-        yield f"EMONCMS_INTERVAL_S is '{interval}': {host} takes one post in 10 s: {cure} EMONCMS_INTERVAL_S=10"
+        return {}
+    cures = {}
+    if not settings.emoncms_url.startswith("https://"):
+        cures["EMONCMS_URL"] = "takes https only", f"https{settings.emoncms_url.removeprefix('http')}"
+    if settings.emoncms_interval_s < 10:  # noqa: PLR2004 - seconds
+        cures["EMONCMS_INTERVAL_S"] = "takes one post in 10 s", "10"
     for name, short in (("EMONCMS_NODE", "Envoy-S"), ("EMONCMS_INVERTERS_NODE", "Envoy-inverters")):
-        node = values.get(name.lower(), "")
-        if len(node) > 16:  # noqa: PLR2004 - characters
-            yield f"{name} is {node!r}: {host} drops nodes of more than 16 characters: {cure} {name}={short}"
+        if len(getattr(settings, name.lower())) > 16:  # noqa: PLR2004 - characters
+            cures[name] = "drops nodes whose names have more than 16 characters", short
+    return {
+        name: f"{name} is '{getattr(settings, name.lower())}': {host} {why}: in {shown} set {name}={cure}"
+        for name, (why, cure) in cures.items()
+    }
 
 
 class _File:
@@ -342,7 +353,7 @@ class _File:
                 self.warnings.append(f"{self.shown} holds passwords and everyone can read it: chmod 600 {self.shown}")
         except FileNotFoundError:
             if required:
-                self.problems.append(f"{self.shown} does not exist: {_COPY}")
+                self._unreadable(f"does not exist: {_COPY}")
         except PermissionError:
             self._unreadable("may not be read by this user: use sudo, or --env-file PATH for another file")
         except OSError as error:
