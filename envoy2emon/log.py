@@ -1,36 +1,46 @@
 """Where log lines go: stderr, and a file if the owner wants one.
 
-The law of this file: one message is one line (or, a traceback, lines of one level), and no secret is in it.
+One message is one line (or, a traceback, lines of one level), each of them cleaned; no trouble with the file harms the
+daemon.
 """
 
+import errno
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from io import TextIOWrapper
 from pathlib import Path
+from types import TracebackType
+
+from envoy2emon.words import clean
 
 # sd-daemon(3): a line on stderr may begin with its syslog priority.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 class _Formatter(logging.Formatter):
-    """Puts stars in the place of secrets and, for the journal, the level in front of every line."""
+    """Cleans each line and, for the journal, puts the level in front of it."""
 
-    def __init__(self, layout: str, *, secrets: Sequence[str] = (), journal: bool = False) -> None:
+    def __init__(self, layout: str, *, journal: bool = False) -> None:
         super().__init__(layout, "%Y-%m-%dT%H:%M:%SZ")
         self.converter = time.gmtime
-        # The longest first: one secret may be part of another. A very short one would turn ordinary words into stars.
-        self._secrets = sorted((secret for secret in secrets if len(secret) > 3), key=len, reverse=True)  # noqa: PLR2004
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
         if not self._journal:
             return text
         prefix = f"<{_PRIORITIES[record.levelno]}>"
         return "\n".join(prefix + line for line in text.splitlines())
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return clean(super().formatMessage(record))
+
+    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 - logging's name
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(" " * (len(line) - len(line.lstrip())) + clean(line) for line in lines)
 
 
 def under_journal(environ: Mapping[str, str]) -> bool:
@@ -42,26 +52,40 @@ def under_journal(environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
 
 
-def setup(
-    environ: Mapping[str, str], level: str = "INFO", file: Path | None = None, secrets: Sequence[str] = ()
-) -> None:
+def setup(environ: Mapping[str, str], level: str = "INFO", file: Path | None = None) -> None:
     """Send log lines to stderr and `file`, which logrotate may move; a file that cannot be had is a WARNING."""
     journal = under_journal(environ)
     stderr = logging.StreamHandler()
     layout = "%(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
-    stderr.setFormatter(_Formatter(layout, secrets=secrets, journal=journal))
+    stderr.setFormatter(_Formatter(layout, journal=journal))
     root = logging.getLogger()
     root.handlers[:] = [stderr]
     root.setLevel(level)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # at DEBUG it logs every request, and retries at WARNING
     logging.raiseExceptions = False  # a full disk under LOG_FILE is not worth a traceback a line
     if file:
-        from envoy2emon.log_file import MovableFile  # noqa: PLC0415 - 0.3 MB and 2 ms that few owners need
-
         try:
-            handler = MovableFile(file, encoding="utf-8", errors="backslashreplace")
+            root.addHandler(_file_handler(file))
         except OSError as error:
             root.warning("LOG_FILE %s cannot be written (%s): logging goes to stderr only", file, error.strerror)
-            return
-        handler.setFormatter(_Formatter("%(asctime)s %(process)d %(levelname)s %(message)s", secrets=secrets))
-        root.addHandler(handler)
+
+
+def _file_handler(file: Path) -> logging.Handler:
+    """Return a handler that costs its lines, not the daemon, while the file cannot be opened. Raises OSError."""
+    from logging.handlers import WatchedFileHandler  # noqa: PLC0415 - 3 ms that few owners need
+
+    class PlainFile(WatchedFileHandler):
+        def _open(self) -> TextIOWrapper:
+            if file.exists() and not file.is_file():  # to open a FIFO waits, to open a device may do anything
+                raise OSError(errno.EINVAL, "it is no plain file")
+            return super()._open()
+
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                super().emit(record)
+            except OSError:
+                self.handleError(record)
+
+    handler = PlainFile(file, encoding="utf-8")
+    handler.setFormatter(_Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
+    return handler

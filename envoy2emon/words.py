@@ -43,7 +43,7 @@ def _pattern(secret: str) -> re.Pattern[str]:
 
 def _character(character: str) -> str:
     if character.startswith("\\"):  # several are one here: apart, the ways to match them would multiply
-        return rf"(?:\\|%5[cC]){{{len(character)},{2 * len(character)}}}"
+        return rf"(?:\\u005[cC]|\\|%5[cC]){{{len(character)},{2 * len(character)}}}"
     utf_8 = "".join(f"%{byte:02x}" for byte in character.encode())
     utf_16 = re.sub("(....)", r"\\\\u\1", character.encode("utf-16-be").hex())
     sign = "" if character.isalnum() else r"\\?"

@@ -1,0 +1,120 @@
+"""What leaves this program can be shown to anyone."""
+
+import json
+import re
+import unicodedata
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from envoy2emon import words
+from envoy2emon.words import clean, keep_secret
+
+KEY = "0123456789abcdef0123456789abcdef"
+TRICKY = 'it\'s "#1" \\ pa/ss&wörd😀'
+# What a password may be: the stars that replace it are no part of it, and it is too long for an ordinary word.
+SECRETS = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="*"), min_size=16, max_size=40)
+each_alone = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test hide the words of another one."""
+    monkeypatch.setattr(words, "secrets", set())
+
+
+@each_alone
+@given(st.text(), st.integers(0, 50) | st.none())
+@example("\x1b[2J\x9b31m\r\n\t\u202eevil\u2066\ud800\x7f\u2028\u0085end", None)
+def test_one_line_without_control_characters(text: str, most: int | None) -> None:
+    """Whatever comes in, one line comes out, of `most` characters at most, that can be encoded and moves no cursor."""
+    said = clean(text, most)
+    assert not {unicodedata.category(letter) for letter in said} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    said.encode()
+    assert most is None or len(said) <= most
+    assert clean(said) == said.strip() or most is not None
+
+
+def test_what_stands_for_what() -> None:
+    """White space of any kind and length is one space; any other control is a question mark; letters stay."""
+    assert clean("  a\n\tb\u2028c\x00\x1b[1m d\u202eé\ud83d😀 ") == "a b c??[1m d?é?😀"
+
+
+def _percent(text: str, every: int) -> str:
+    return "".join(quote(letter, safe="") if place % every else letter for place, letter in enumerate(text))
+
+
+def _escape(text: str) -> str:
+    units = text.encode("utf-16-be").hex()
+    return "".join(rf"\u{units[place : place + 4]}" for place in range(0, len(units), 4))
+
+
+ECHOES = {
+    "plain": str,
+    "percent": lambda text: quote(text, safe=""),
+    "percent of a form": quote_plus,
+    "percent in lower case": lambda text: re.sub("%..", lambda found: found[0].lower(), quote(text, safe="")),
+    "percent in part": lambda text: _percent(text, 2),
+    "percent for all": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
+    "JSON": lambda text: json.dumps(text)[1:-1],
+    "JSON as PHP writes it": lambda text: json.dumps(text)[1:-1].replace("/", r"\/"),
+    "JSON in UTF-8": lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    "JSON for all": _escape,
+    "repr": lambda text: repr(text)[1:-1],
+}
+
+
+@each_alone
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
+@given(SECRETS | st.sampled_from([KEY, TRICKY, "\\" * 20]), st.text(max_size=20), st.text(max_size=20))
+def test_no_echo_of_a_secret_gets_out(echo, secret: str, before: str, behind: str) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - of ECHOES
+    """A secret is three stars in whatever form a neighbour sends it back, between any other characters."""
+    keep_secret(secret)
+    said = clean(f"{before} {echo(secret)} {behind}")
+    assert "***" in said
+    assert secret not in said
+    assert echo(secret) not in said
+
+
+@each_alone
+@given(SECRETS, st.integers(0, 40))
+def test_secrets_are_replaced_before_the_cut(secret: str, most: int) -> None:
+    """The cut leaves no piece of a secret behind."""
+    keep_secret(secret)
+    assert clean("**********" + secret, most) == "*************"[:most]
+
+
+def test_controls_do_not_hide_a_secret() -> None:
+    """A secret that white space or a control character divides is put together by cleaning, and is replaced then."""
+    keep_secret("my secret? words")
+    assert clean("my\r\n secret\x1b\twords") == "***"
+
+
+def test_one_secret_within_another() -> None:
+    """The longer one is replaced as a whole."""
+    for secret in ("hunter22", "hunter22hunter22", ""):
+        keep_secret(secret)
+    assert clean("hunter22hunter22, hunter22hunter, x") == "***, ***hunter, x"
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "said"),
+    [
+        ("envoy", "the envoys of envoy2emon: http://envoy.local, my-envoy, my_envoy_inv", None),
+        ("W", "6540 Watts, D7.W", None),
+        ("345678", "gateway 122012345678", None),
+        (
+            "envoy",
+            "user:envoy@host p=%20envoy&x, 'envoy\\n' is it. envoy.",
+            "user:***@host p=%20***&x, '***\\n' is it. ***.",
+        ),
+        ("a1b2c3d4", "xa1b2c3d4x", "x***x"),
+        ("p+ss.word!", "xp+ss.word!x", "x***x"),
+    ],
+)
+def test_ordinary_words(secret: str, text: str, said: str | None) -> None:
+    """A secret that may be an ordinary word or number counts where it stands alone; any other one everywhere."""
+    keep_secret(secret)
+    assert clean(text) == (said or text)
