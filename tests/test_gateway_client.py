@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -18,18 +19,8 @@ from envoy2emon.demo.gateway import Answer, SimulatedEnvoy, make_token
 from envoy2emon.demo.logins import STREAM
 from envoy2emon.demo.site import THREE_PHASE_EVENT
 from envoy2emon.gateway import client
-from envoy2emon.gateway.client import (
-    INVERTERS,
-    METERS,
-    REPORTS,
-    Gateway,
-    Info,
-    Lost,
-    NotFound,
-    Refused,
-    read_info,
-    urls,
-)
+from envoy2emon.gateway.client import INVERTERS, METERS, REPORTS, Gateway, Lost, NotFound, Refused
+from envoy2emon.gateway.info import Info, read_info, urls
 from envoy2emon.gateway.tokens import LOGIN_EVERY_S, Tokens
 from tests import fixtures
 from tests.certificates import Certificate, self_signed
@@ -182,6 +173,15 @@ def test_nobody_is_there(host: str, words: str) -> None:
     with pytest.raises(Lost) as raised:
         Gateway(known, Tokens(known, None)).text("/x")
     assert str(raised.value) == words
+
+
+def test_a_name_that_is_lost(envoy: SimulatedEnvoy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that could be resolved once may be gone when the next page is asked for."""
+    one = client_of(envoy)
+    one.text(INVERTERS)
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=socket.gaierror(socket.EAI_AGAIN, "no")))
+    with pytest.raises(Lost, match=f"^{envoy.host} cannot be resolved: is ENVOY_HOST right"):
+        one.text(INVERTERS)
 
 
 def test_redirected_to_https(envoy: SimulatedEnvoy) -> None:
@@ -659,6 +659,6 @@ def test_nothing_else_is_ever_raised(status: bytes, head: list[bytes], body: byt
     st.text(max_size=30),
 )
 def test_any_info_is_read_or_lost(text: str, date: str) -> None:
-    """Any text is the /info of a gateway or Lost."""
-    with suppress(Lost):
+    """Any text is the /info of a gateway or a ValueError."""
+    with suppress(ValueError):
         assert isinstance(read_info("http://envoy", text, date, "122112345678"), Info)

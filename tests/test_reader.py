@@ -16,7 +16,8 @@ from envoy2emon.demo.gateway import Answer, SimulatedEnvoy, make_token
 from envoy2emon.demo.logins import STREAM
 from envoy2emon.demo.site import THREE_PHASE_EVENT, reports
 from envoy2emon.gateway.bursts import Arrival
-from envoy2emon.gateway.client import METERS, REPORTS, Info, Lost, NotFound, Refused
+from envoy2emon.gateway.client import METERS, REPORTS, Lost, NotFound, Refused
+from envoy2emon.gateway.info import Info
 from envoy2emon.gateway.reader import NO_METERS, STREAM_AGAIN_S, Reader
 from envoy2emon.gateway.readings import parse_event
 from envoy2emon.outage import REFUSED_WAIT_S

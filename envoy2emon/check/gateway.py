@@ -18,12 +18,11 @@ from envoy2emon.gateway.client import (
     METERS,
     REPORTS,
     Gateway,
-    Info,
     Lost,
     NotFound,
     Refused,
-    urls,
 )
+from envoy2emon.gateway.info import Info, urls
 from envoy2emon.gateway.meters import STREAM_OFF, Meter, parse_meters
 from envoy2emon.gateway.readings import (
     BadReading,

@@ -5,24 +5,20 @@ in 18 minutes). Nothing secret is sent with it, no token and no cookie goes out 
 followed, because D7 to D8.2 redirect http to https, some of them to https://localhost (pyenphase).
 """
 
-import ipaddress
 import logging
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
-from xml.etree import ElementTree as ET
 
 import requests
 from requests.auth import HTTPDigestAuth
 
 from envoy2emon import web
 from envoy2emon.gateway.enphase import NoToken
+from envoy2emon.gateway.info import Info, read_info, urls
 from envoy2emon.gateway.tokens import Token, Tokens
 from envoy2emon.settings import Settings
 from envoy2emon.words import clean
@@ -56,24 +52,8 @@ class NotFound(Exception):
     """This firmware has no such page, or does not open it to this token."""
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
-    """What /info says. url: without a path. firmware: such as D7.6.175. metered: whether it says that it has meters.
-
-    ahead: the seconds by which the gateway's clock is ahead of this computer's; None if it does not tell.
-    """
-
-    url: str
-    serial: str
-    firmware: str
-    needs_token: bool
-    metered: bool
-    ahead: float | None
-
-    @property
-    def login(self) -> tuple[str, str, str, bool]:
-        """Return what a login is good for: another gateway or firmware wants another one."""
-        return self.url, self.serial, self.firmware, self.needs_token
+class _NoName(Lost):
+    """There is no such name, at whatever port."""
 
 
 class Gateway:
@@ -104,8 +84,8 @@ class Gateway:
         for url in sorted(self._urls, key=lambda url: self.info is None or url != self.info.url):
             try:
                 self.info = self._met(self._info(url))
-            except web.NoName:
-                raise Lost(f"{urlsplit(url).netloc} cannot be resolved: is ENVOY_HOST right?") from None
+            except _NoName:
+                raise
             except Lost as lost:
                 reasons.append(str(lost))
             else:
@@ -233,12 +213,12 @@ class Gateway:
         return Refused(f"{info.url}, firmware {info.firmware}, refuses user {clean(self._user)} ({status}): {cure}")
 
     def _get(self, session: requests.Session, url: str, path: str, patience: float) -> requests.Response:
-        """Return an answer, its body unread. Raises Lost, Refused, web.NoName."""
+        """Return an answer, its body unread. Raises Lost, Refused."""
         try:
             with web.in_words(patience):
                 response = session.get(url + path, timeout=(CONNECT_S, patience), stream=True, allow_redirects=False)
-        except web.NoName:
-            raise
+        except web.NoName as failed:
+            raise _NoName(f"{urlsplit(url).netloc} cannot be resolved: is ENVOY_HOST right?") from failed
         except web.Failed as failed:
             if isinstance(failed, web.Untrusted):
                 self._check_pin(url)
@@ -270,7 +250,10 @@ class Gateway:
                 raise Lost(f"{url}/info answers {response.status_code}")
             with _lost(response.url, ANSWER_S):
                 text = web.body(response, MOST_INFO)
-        return read_info(url, text, response.headers.get("Date", ""), self._settings.envoy_serial)
+        try:
+            return read_info(url, text, response.headers.get("Date", ""), self._settings.envoy_serial)
+        except ValueError as trouble:
+            raise Lost(str(trouble)) from None
 
     def _met(self, info: Info) -> Info:
         """Say which gateway it is if that is news. Raises Refused if it is not the one that ENVOY_SERIAL names."""
@@ -307,60 +290,6 @@ class _Digest(HTTPDigestAuth):
         if header is None:
             raise LookupError("a challenge of an unknown kind")
         return header
-
-
-def urls(host: str) -> list[str]:
-    """Return where the gateway of ENVOY_HOST may be, the likelier place first."""
-    if "://" in host:
-        return [host]
-    with suppress(ValueError):
-        ipaddress.IPv6Address(host)
-        host = f"[{host}]"
-    # With a port of the owner's both questions go to that port, and a plain server there may wait for more of a TLS
-    # greeting until the time is up, while a TLS server refuses a plain question at once.
-    schemes = ("https", "http") if urlsplit(f"//{host}").port in (None, 443) else ("http", "https")
-    return [f"{scheme}://{host}" for scheme in schemes]
-
-
-def read_info(url: str, text: str, date: str, serial: str | None) -> Info:
-    """Read the XML of /info; date: the answer's Date header; serial: taken where /info tells none. Raises Lost."""
-    try:
-        if "<!DOCTYPE" in text:  # 30 000 entities crash expat, and no gateway sends one
-            raise Lost(f"{url}/info is not that of a gateway: is ENVOY_HOST right?")
-        info = ET.fromstring(text.strip())  # noqa: S314 - bounded, and without entities
-    except (ET.ParseError, ValueError):
-        raise Lost(f"{url}/info is not that of a gateway: is ENVOY_HOST right?") from None
-
-    def find(name: str) -> str:
-        return (info.findtext(name) or "").strip()
-
-    found = find("device/sn") if re.fullmatch(r"\w{1,20}", find("device/sn"), re.ASCII) else serial
-    if not found:
-        raise Lost(f"{url}/info tells no serial number: is ENVOY_HOST right? ENVOY_SERIAL can give it")
-    firmware = clean(find("device/software"), 40) or "?"
-    # <web-tokens> is true from firmware 7 on and absent below, in 38 of pyenphase's 38 recordings.
-    needs_token = find("web-tokens") == "true"
-    if needs_token and not url.startswith("https"):
-        raise Lost(f"{url}, firmware {firmware}, wants a token, which goes out by https only")
-    ahead = _epoch(find("time"), date)
-    return Info(
-        url,
-        found,
-        firmware,
-        needs_token,
-        find("device/imeter") == "true",
-        None if ahead is None else ahead - time.time(),
-    )
-
-
-def _epoch(told: str, date: str) -> float | None:
-    """Return the gateway's time from /info, or else from a Date header, in epoch seconds."""
-    if re.fullmatch(r"\d{1,11}", told, re.ASCII):
-        return float(told)
-    try:
-        return parsedate_to_datetime(date).timestamp()
-    except (TypeError, ValueError, OverflowError, IndexError):
-        return None
 
 
 @contextmanager

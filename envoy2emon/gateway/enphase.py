@@ -7,7 +7,6 @@ and 1 MiB. Sources: pyenphase; HA issue 155793 (accounts with two-factor login).
 import json
 import queue
 import threading
-import time
 from http import HTTPStatus
 from typing import Any
 
@@ -81,19 +80,15 @@ def _token(settings: Settings, serial: str, session_id: str) -> str:
 
 def _ask(url: str, service: str, **body: Any) -> tuple[int, str]:  # noqa: ANN401
     """Return status and text of an answer. Raises NoToken."""
-    ends = time.monotonic() + LONGEST_S
-    content = b""
+    cure = "has this computer Internet?"
     try:
         with web.session() as session, web.in_words(_ANSWER_S):
             timeout = (_CONNECT_S, _ANSWER_S)
             response = session.post(url, timeout=timeout, stream=True, allow_redirects=False, **body)
-            while time.monotonic() < ends and len(content) <= web.MOST_BYTES:
-                if not (data := response.raw.read1(65536, decode_content=False)):
-                    return response.status_code, content.decode(errors="replace")
-                content += data
+            cure = _LATER
+            return response.status_code, web.body(response)
     except web.Failed as failed:
-        raise NoToken(f"Enphase's {service} {failed}: has this computer Internet?") from None
-    raise NoToken(f"Enphase's {service} answers without end: {_LATER}")
+        raise NoToken(f"Enphase's {service} {failed}: {cure}") from None
 
 
 def _out_of_order(service: str, status: int, text: str) -> NoToken:

@@ -1,0 +1,93 @@
+"""What /info says to anyone: which gateway it is, its firmware, how it wants to be logged in to.
+
+Nothing of it is taken on trust, because whoever answers at ENVOY_HOST may be anything.
+"""
+
+import ipaddress
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+from xml.etree import ElementTree as ET
+
+from envoy2emon.words import clean
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What /info says. url: without a path. firmware: such as D7.6.175. metered: whether it says that it has meters.
+
+    ahead: the seconds by which the gateway's clock is ahead of this computer's; None if it does not tell.
+    """
+
+    url: str
+    serial: str
+    firmware: str
+    needs_token: bool
+    metered: bool
+    ahead: float | None
+
+    @property
+    def login(self) -> tuple[str, str, str, bool]:
+        """Return what a login is good for: another gateway or firmware wants another one."""
+        return self.url, self.serial, self.firmware, self.needs_token
+
+
+def urls(host: str) -> list[str]:
+    """Return where the gateway of ENVOY_HOST may be, the likelier place first."""
+    if "://" in host:
+        return [host]
+    with suppress(ValueError):
+        ipaddress.IPv6Address(host)
+        host = f"[{host}]"
+    # With a port of the owner's both questions go to that port, and a plain server there may wait for more of a TLS
+    # greeting until the time is up, while a TLS server refuses a plain question at once.
+    schemes = ("https", "http") if urlsplit(f"//{host}").port in (None, 443) else ("http", "https")
+    return [f"{scheme}://{host}" for scheme in schemes]
+
+
+def read_info(url: str, text: str, date: str, serial: str | None) -> Info:
+    """Read the XML of /info. Raises ValueError, in words for an owner.
+
+    date: the answer's Date header. serial: taken where /info tells none.
+    """
+    try:
+        # 30 000 entities crash expat, and no gateway sends a DOCTYPE to define one.
+        info = None if "<!DOCTYPE" in text else ET.fromstring(text.strip())  # noqa: S314 - bounded, without entities
+    except (ET.ParseError, ValueError):
+        info = None
+    if info is None:
+        raise ValueError(f"{url}/info is not that of a gateway: is ENVOY_HOST right?")
+
+    def find(name: str) -> str:
+        return (info.findtext(name) or "").strip()
+
+    found = find("device/sn") if re.fullmatch(r"\w{1,20}", find("device/sn"), re.ASCII) else serial
+    if not found:
+        raise ValueError(f"{url}/info tells no serial number: is ENVOY_HOST right? ENVOY_SERIAL can give it")
+    firmware = clean(find("device/software"), 40) or "?"
+    # <web-tokens> is true from firmware 7 on and absent below, in 38 of pyenphase's 38 recordings.
+    needs_token = find("web-tokens") == "true"
+    if needs_token and not url.startswith("https"):
+        raise ValueError(f"{url}, firmware {firmware}, wants a token, which goes out by https only")
+    ahead = _epoch(find("time"), date)
+    return Info(
+        url,
+        found,
+        firmware,
+        needs_token,
+        find("device/imeter") == "true",
+        None if ahead is None else ahead - time.time(),
+    )
+
+
+def _epoch(told: str, date: str) -> float | None:
+    """Return the gateway's time from /info, or else from a Date header, in epoch seconds."""
+    if re.fullmatch(r"\d{1,11}", told, re.ASCII):
+        return float(told)
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
