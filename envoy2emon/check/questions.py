@@ -39,7 +39,7 @@ def run(env_file: Path | None, environ: Mapping[str, str], *, patience: float = 
     chosen, wrong = _settings(report, env_file, environ)
     within = 2 * patience
     slow = f"no answer within {within:.0f} s:"
-    if not any(name.startswith(("ENVOY_", "ENPHASE_", "STREAM_")) for name in wrong):
+    if not any(name.startswith(("ENVOY_", "ENPHASE_")) for name in wrong):
         asked = gateway.ask(chosen, Tokens(chosen, state, readonly=True), found, patience)
         late = fail("gateway", f"{slow} is it restarting or overloaded? Wait five minutes and check again")
         _say(report, asked, within, late)
