@@ -12,10 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from envoy2emon import log
+from envoy2emon import log, words
 from tests.daemons import PROJECT
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
@@ -32,6 +30,12 @@ def _root_logger() -> Iterator[None]:
             handler.close()
     root.handlers[:], root.level, urllib3.level, logging.raiseExceptions = before
     root.setLevel(before[1])  # it also forgets which levels were found to be enabled
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test hide the words of another one."""
+    monkeypatch.setattr(words, "secrets", set())
 
 
 def journal() -> dict[str, str]:
@@ -63,11 +67,12 @@ def test_the_journal_gets_levels_and_no_time(capfd: pytest.CaptureFixture[str], 
 
 
 def test_each_line_of_a_traceback_has_its_level(capfd: pytest.CaptureFixture[str]) -> None:
-    """The journal makes an entry of each line: all lines of a traceback are errors."""
+    """The journal makes an entry of each line: all lines of a traceback are errors, and keep their indentation."""
     log.setup(journal())
     fail("one\ntwo")
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) > 4
+    assert any(line.startswith('<3>  File "') for line in lines)
     assert all(line.startswith("<3>") for line in lines)
     assert lines[0] == "<3>it failed"
     assert lines[-2:] == ["<3>RuntimeError: one", "<3>two"]
@@ -105,11 +110,11 @@ def test_the_file_has_utc_pid_and_level(tmp_path: Path, monkeypatch: pytest.Monk
         patch.setenv("TZ", "East-9")
         time.tzset()
         log.setup({}, "INFO", file)
-        logging.getLogger("x").error("away: %s", "é\ud800")
+        logging.getLogger("x").error("away: %s", "é")
     time.tzset()
     written = datetime.fromisoformat(file.read_text("utf-8").split()[1])
     assert abs(datetime.now(UTC) - written) < timedelta(minutes=1)
-    assert re.fullmatch(rf"older\n{TIME} {os.getpid()} ERROR away: é\\ud800\n", file.read_text("utf-8"))
+    assert re.fullmatch(rf"older\n{TIME} {os.getpid()} ERROR away: é\n", file.read_text("utf-8"))
 
 
 def test_logrotate_may_move_the_file(tmp_path: Path) -> None:
@@ -124,13 +129,21 @@ def test_logrotate_may_move_the_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_had_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """LOG_FILE in a directory that is not there, or in a directory's place, is a WARNING; lines go to stderr only."""
-    for file, reason in ((tmp_path / "no" / "x.log", "No such file or directory"), (tmp_path, "Is a directory")):
+    """LOG_FILE without its directory, or that is no plain file, is a WARNING at once; lines go to stderr only."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    plain = "it is no plain file"
+    for file, reason in {
+        tmp_path / "no" / "x.log": "No such file or directory",
+        tmp_path: plain,
+        tmp_path / "fifo": plain,  # to open it would wait for a reader
+        tmp_path / "link": plain,
+        Path("/dev/tty"): plain,
+    }.items():
         log.setup({}, "INFO", file)
         logging.getLogger("x").info("on")
         warning, line = capfd.readouterr().err.splitlines()
-        words = f"WARNING LOG_FILE {file} cannot be written ({reason}): logging goes to stderr only"
-        assert warning.endswith(words)
+        assert warning.endswith(f"WARNING LOG_FILE {file} cannot be written ({reason}): logging goes to stderr only")
         assert line.endswith("INFO on")
 
 
@@ -140,46 +153,46 @@ def test_a_file_that_is_lost_harms_nobody(tmp_path: Path, capfd: pytest.CaptureF
     folder.mkdir()
     log.setup({}, "INFO", folder / "stream.log")
     folder.rename(moved)
-    for number in range(3):
-        logging.getLogger("x").info("lost %d", number)
+    logging.getLogger("x").info("lost 0")
     folder.mkdir()
+    os.mkfifo(folder / "stream.log")
+    logging.getLogger("x").info("lost 1")
+    (folder / "stream.log").unlink()
     logging.getLogger("x").info("back")
     assert (folder / "stream.log").read_text().endswith("INFO back\n")
     assert [line.split(" ", 2)[2] for line in capfd.readouterr().err.splitlines()] == [
         "lost 0",
         "lost 1",
-        "lost 2",
         "back",
     ]
 
 
-def test_a_full_disk_harms_nobody(capfd: pytest.CaptureFixture[str]) -> None:
-    """A file that cannot take a line does not disturb stderr."""
-    log.setup({}, "INFO", Path("/dev/full"))
-    logging.getLogger("x").info("on")
-    assert re.fullmatch(f"{TIME} INFO on\n", capfd.readouterr().err)
+def test_a_full_disk_harms_nobody(tmp_path: Path) -> None:
+    """A file that cannot take a line costs that line, and disturbs neither stderr nor the daemon."""
+    script = (
+        "import logging, pathlib, resource; from envoy2emon import log\n"
+        "log.setup({}, 'INFO', pathlib.Path('x.log'))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"  # the file takes no more: EFBIG
+        "for number in range(9): logging.getLogger('x').info('line %d', number)\n"
+    )
+    environ = {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environ, capture_output=True, check=True)
+    assert [line.split()[2:] for line in done.stderr.decode().splitlines()] == [["line", str(n)] for n in range(9)]
+    assert (tmp_path / "x.log").stat().st_size == 100
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=6), st.text(max_size=5))
-def test_secrets_are_stars(tmp_path: Path, secret: str, around: str) -> None:
-    """A secret in a message, its arguments, an exception or a traceback is three stars in the file."""
-    file = tmp_path / "x.log"
-    file.write_text("")
-    log.setup({}, "INFO", file, [secret])
-    logging.getLogger("x").info("%s", around + secret + around)
-    fail(f"key {secret}")
-    text = file.read_text("utf-8")
-    assert secret not in text.replace("***", "\0")
-    assert "***" in text
-
-
-def test_secrets_are_stars_everywhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Stderr and file alike hide each secret, whole when one is part of another; short ones would hide words."""
-    log.setup(journal(), "INFO", tmp_path / "x.log", ["hunter2", "hunter2hunter2", "abc"])
-    logging.getLogger("x").info("abc hunter2hunter2 hunter2")
-    fail("Bearer hunter2")
-    for text in (capfd.readouterr().err, (tmp_path / "x.log").read_text()):
-        assert "hunter2" not in text
-        assert "abc *** ***\n" in text
+@pytest.mark.parametrize("under_journal", [True, False])
+def test_whatever_a_neighbour_says_is_one_clean_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], *, under_journal: bool
+) -> None:
+    """A message is one line, in stderr and file alike: no secret, no line of its own, no control character."""
+    words.keep_secret("hunter2hunter2")
+    log.setup(journal() if under_journal else {}, "INFO", tmp_path / "x.log")
+    evil = "hunter2hunter2\n<0>ERROR forged\r\x1b[2J\x9bm\u202e\ud800"
+    logging.getLogger("x").info("it says %s", evil)
+    fail(f"Bearer {evil}")
+    for text in (capfd.readouterr().err, (tmp_path / "x.log").read_text("utf-8")):
+        assert "it says *** <0>ERROR forged ?[2J?m??\n" in text
         assert "RuntimeError: Bearer ***\n" in text
+        assert "hunter2" not in text
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
