@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.daemons import Daemon
+from tests.daemons import Daemon, altered
 
 
 class Answers:
@@ -33,21 +33,40 @@ class Answers:
         assert any(all(part in line for part in parts) for line in texts), (word, subject, parts, self.lines)
 
 
+# Tells of whatever would change a file: Python's audit events.
+_WATCH = """
+import os, sys
+WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+CHANGE = {f"os.{name}" for name in "chmod chown link mkdir remove rename rmdir symlink truncate utime".split()}
+def watch(event, args):
+    opens = event == "open" and args[2] & WRITE or event == "sqlite3.connect" and args[0] != ":memory:"
+    if opens or event in CHANGE:
+        os.write(1, f"FAIL  changes    {event} {args}\\n".encode())
+sys.addaudithook(watch)
+"""
+
+
 class Check:
-    """Runs the command, where no systemd is unless `tools` holds a systemctl; None leaves a setting out."""
+    """Runs the command, where no systemd is unless `tools` holds a systemctl; None leaves a setting out.
+
+    Whatever it would change is a line with the subject `changes`, and a failure.
+    """
 
     def __init__(self, directory: Path, settings: Mapping[str, object]) -> None:
         self.directory, self.settings = directory, dict(settings)
         self.state = directory / "check" / "state"
         self.tools = directory / "tools"
         self.tools.mkdir()
+        self._environment = altered(directory / "watch", _WATCH) | {"PYTHONDONTWRITEBYTECODE": "1"}
 
     def __call__(self, environment: Mapping[str, str] | None = None, /, **changes: object) -> Answers:
         """Run it."""
         process = Daemon("check", self.directory / "check", self.settings | changes)
-        process.environment = {"PATH": str(self.tools)} | dict(environment or {})
+        process.environment = {"PATH": str(self.tools)} | self._environment | dict(environment or {})
         with process:
-            return Answers(process.wait(60), process.lines)
+            answers = Answers(process.wait(60), process.lines)
+        assert answers.words("changes") == set(), answers.lines
+        return answers
 
     def tool(self, name: str, script: str) -> None:
         """Put a program in place for check to call."""

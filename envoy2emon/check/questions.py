@@ -63,8 +63,8 @@ def _settings(report: Report, env_file: Path | None, environ: Mapping[str, str])
         chosen, wrong, warnings = error.partial, error.wrong, error.warnings
         for problem in error.problems:
             report.say(fail("settings", problem))
-        if os.geteuid() != 0 and not os.access(path, os.R_OK):
-            report.say(warn("settings", f"only root may read {shown}: {computer.SUDO}"))
+        if _denied(path):
+            report.say(warn("settings", f"this user may not read {shown}: {computer.SUDO}"))
     else:
         source = f"read from {shown}" if path.exists() else f"there is no {shown}: defaults and environment are used"
         if named := sorted(environ.keys() & {setting.name.upper() for setting in fields(Settings)}):
@@ -73,6 +73,16 @@ def _settings(report: Report, env_file: Path | None, environ: Mapping[str, str])
     for warning in warnings:
         report.say(warn("settings", warning))
     return chosen, wrong
+
+
+def _denied(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(path, os.R_OK)
 
 
 class _Troubles(logging.Handler):
