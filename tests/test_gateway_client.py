@@ -6,7 +6,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -57,7 +57,7 @@ def token_for(envoy: SimulatedEnvoy, user: str = "owner") -> str:
     return make_token(envoy.serial, time.time() + 86_400, user)
 
 
-def opens(gateway: Gateway, silence: float = 1.0) -> Iterator[bytes]:
+def opens(gateway: Gateway, silence: float = 1.0) -> Generator[bytes, None, None]:
     """Open the stream and return what comes. Raises as the client does."""
     stream = gateway.stream(silence)
     assert next(stream) == b""
@@ -149,13 +149,13 @@ def test_a_serial_number_that_is_not_told_can_be_set(envoy: SimulatedEnvoy) -> N
         ("envoy.local", ["https://envoy.local", "http://envoy.local"]),
         ("envoy.local:443", ["https://envoy.local:443", "http://envoy.local:443"]),
         ("envoy.local:8080", ["http://envoy.local:8080", "https://envoy.local:8080"]),
-        ("fe80::1", ["https://[fe80::1]", "http://[fe80::1]"]),
+        ("[fe80::1]", ["https://[fe80::1]", "http://[fe80::1]"]),
         ("[fe80::1]:8080", ["http://[fe80::1]:8080", "https://[fe80::1]:8080"]),
         ("https://envoy.local:8443", ["https://envoy.local:8443"]),
     ],
 )
 def test_where_it_is_asked_for(host: str, expected: list[str]) -> None:
-    """By https, then http, or as the URL says; at a port of the owner's by http first; IPv6 needs no brackets."""
+    """By https, then http, or as the URL says; at a port of the owner's by http first."""
     assert urls(host) == expected
 
 
@@ -527,7 +527,7 @@ def test_the_stream_is_closed(envoy: SimulatedEnvoy) -> None:
     """Who reads no more leaves the gateway alone: several streams at once upset it."""
     stream = opens(client_of(envoy))
     envoy.wait_for_stream()
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     envoy.wait_for(lambda: envoy.open_streams == 0)
 
 

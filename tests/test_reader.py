@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from queue import SimpleQueue
@@ -72,7 +72,7 @@ class Script:
         """Return when a page was asked for."""
         return [at for each, at in self.asked if each == page]
 
-    def stream(self, silence: float) -> Iterator[bytes]:
+    def stream(self, silence: float) -> Generator[bytes, None, None]:
         """Do as Gateway.stream."""
         self.asked.append(("stream", self.now))
         happens = self._next(self._stream)
@@ -183,7 +183,7 @@ def test_a_stream_without_events_is_given_up() -> None:
     """Bytes that are no event do not count as signs of life: after STREAM_TIMEOUT_S the stream is opened anew."""
 
     class Slow(Script):
-        def stream(self, silence: float) -> Iterator[bytes]:
+        def stream(self, silence: float) -> Generator[bytes, None, None]:
             for data in super().stream(silence):
                 self.now += 3.0 if data else 0.0
                 yield data

@@ -218,17 +218,6 @@ def test_reports_give_the_reading_that_the_stream_gives(firmware: str) -> None:
     }
 
 
-@pytest.mark.parametrize("phases", [1, 2, 3])
-def test_reports_of_the_same_numbers_give_the_very_same_reading(phases: int) -> None:
-    """For an event of one, two or three phases, the reports that a gateway makes of it give an equal MeterReading."""
-    event = {
-        section: {phase: values for phase, values in of.items() if phase in PHASES[:phases]}
-        for section, of in json.loads(site.THREE_PHASE_EVENT).items()
-    }
-    text = json.dumps(event)
-    assert parse_reports(json.dumps(site.reports(text, 1717243199)), 9.0) == (1717243199, parse_event(text, 9.0))
-
-
 def test_reports_use_lines_and_the_newest_date() -> None:
     """`cumulative` is not used, a line that is no object leaves its phase out, createdAt is the newest of all."""
     text = """[{"reportType": "production", "createdAt": 1717243198, "cumulative": {"actPower": 9},
@@ -285,19 +274,6 @@ def test_an_entry_that_is_no_report_is_skipped_and_named(change: dict[str, Any],
     reports, skipped = parse_inverters(json.dumps([GOOD, GOOD | change, GOOD | {"serialNumber": "121200310053"}]))
     assert len(reports) == 2
     assert skipped == [name]
-
-
-@pytest.mark.parametrize("name", ["serialNumber", "lastReportDate", "lastReportWatts"])
-def test_an_entry_without_what_it_needs_is_skipped(name: str) -> None:
-    """A missing name is treated as a wrong value is, and so is an entry that is no object."""
-    reports, skipped = parse_inverters(json.dumps([{key: GOOD[key] for key in GOOD if key != name}, 7, [], None]))
-    assert reports == []
-    assert skipped == [
-        "entry 1" if name == "serialNumber" else "inverter 121200310052",
-        "entry 2",
-        "entry 3",
-        "entry 4",
-    ]
 
 
 def test_devtype_and_greatest_watts_may_be_missing() -> None:

@@ -7,7 +7,7 @@ followed, because D7 to D8.2 redirect http to https, some of them to https://loc
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
@@ -103,7 +103,7 @@ class Gateway:
             with _lost(response.url, patience):
                 return web.body(response)
 
-    def stream(self, silence: float) -> Iterator[bytes]:
+    def stream(self, silence: float) -> Generator[bytes, None, None]:
         """Follow /stream/meter: yield nothing (b"") once it is open, then what comes, as it comes.
 
         Raises Lost at its end and after `silence` seconds without a byte, Refused, NotFound.

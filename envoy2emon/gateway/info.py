@@ -3,10 +3,8 @@
 Nothing of it is taken on trust, because whoever answers at ENVOY_HOST may be anything.
 """
 
-import ipaddress
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -39,9 +37,6 @@ def urls(host: str) -> list[str]:
     """Return where the gateway of ENVOY_HOST may be, the likelier place first."""
     if "://" in host:
         return [host]
-    with suppress(ValueError):
-        ipaddress.IPv6Address(host)
-        host = f"[{host}]"
     # With a port of the owner's both questions go to that port, and a plain server there may wait for more of a TLS
     # greeting until the time is up, while a TLS server refuses a plain question at once.
     schemes = ("https", "http") if urlsplit(f"//{host}").port in (None, 443) else ("http", "https")

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -91,18 +92,19 @@ class Reader:
         decoder = Decoder()
         opened = last = self._clock()
         try:
-            for data in self._gateway.stream(self._silence):
-                turned()
-                now = self._clock()
-                if not data:
-                    opened = last = now
-                    self._inbox.put(Arrival(now))
-                readings = [reading for text in decoder.feed(data) if (reading := self._parsed(parse_event, text, now))]
-                if readings:
-                    self._arrived(Arrival(now, tuple(readings)), now - opened)
-                    last = now
-                elif now - last > self._silence:
-                    raise Lost(f"the stream sends no event for {self._silence:.0f} s")
+            with closing(self._gateway.stream(self._silence)) as stream:
+                for data in stream:
+                    turned()
+                    now = self._clock()
+                    if not data:
+                        opened = last = now
+                        self._inbox.put(Arrival(now))
+                    events = decoder.feed(data)
+                    if readings := [reading for text in events if (reading := self._parsed(parse_event, text, now))]:
+                        self._arrived(Arrival(now, tuple(readings)), now - opened)
+                        last = now
+                    elif now - last > self._silence:
+                        raise Lost(f"the stream sends no event for {self._silence:.0f} s")
         except LineTooLong as trouble:
             raise Lost(f"the stream sends {trouble}") from None
         except NotFound as trouble:
