@@ -10,6 +10,7 @@ import compileall
 import json
 import os
 import platform
+import queue
 import re
 import socket
 import threading
@@ -128,18 +129,27 @@ def _drain(peers: Peers, size: Size) -> Figures:
 
 @contextmanager
 def _noisy_daemon(peers: Peers) -> Iterator[tuple[Measured, Callable[[int], None]]]:
-    """Run a daemon that tells its STATUS ten times a second."""
+    """Run a daemon that tells its STATUS ten times a second, to somebody who listens."""
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def wait_for_backlog(rows: int) -> None:
+        while not told.empty():
+            told.get()
+        while not re.search(rf"\b{rows} rows? waiting", told.get(timeout=60)):
+            pass
+
+    def listen(notify: socket.socket) -> None:
+        while data := notify.recv(4096):
+            told.put(data.decode())
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind("")  # the kernel gives it an abstract name (unix(7))
-        notify.settimeout(60)
-
-        def wait_for_backlog(rows: int) -> None:
-            while not re.search(rf"\b{rows} rows? waiting", notify.recv(4096).decode()):
-                pass
-
-        name = "@" + notify.getsockname()[1:].decode()
-        with daemon(peers, NOTIFY_SOCKET=name, WATCHDOG_USEC="300000") as process:
+        address = notify.getsockname()
+        threading.Thread(target=listen, args=(notify,), daemon=True).start()
+        with daemon(peers, NOTIFY_SOCKET="@" + address[1:].decode(), WATCHDOG_USEC="300000") as process:
             yield process, wait_for_backlog
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", address)
 
 
 def _live(peers: Peers, size: Size) -> Figures:
