@@ -4,6 +4,8 @@ import json
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,8 +21,8 @@ from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
 from envoy2emon.emoncms.disk import Disk, Saved, pack
 from envoy2emon.rows import inputs_json
-from tests.checks import Check
-from tests.daemons import Daemon
+from tests.checks import Answers, Check
+from tests.daemons import PROJECT, Daemon
 
 NOW = 1_700_000_000
 
@@ -94,11 +96,21 @@ def test_what_only_root_may_read(check: Check) -> None:
     check.state.chmod(0)
     check().say("warn", "backlog", "may not be read by this user: run: sudo envoy2emon check")
     check.state.chmod(0o700)
-    elsewhere = check.directory / "settings"
-    elsewhere.touch(mode=0)
-    answers = check({"ENVOY2EMON_ENV_FILE": str(elsewhere)})
-    answers.say("FAIL", "settings", "may not be read", "run: sudo envoy2emon check")
-    answers.say("ok", "backlog")
+    unreadable = check.directory / "settings"
+    unreadable.touch(mode=0)
+    done = subprocess.run(
+        [sys.executable, "-m", "envoy2emon", "check", "--env-file", unreadable],
+        cwd=PROJECT,
+        env={"HOME": str(check.directory), "PATH": str(check.tools)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    answers = Answers(done.returncode, done.stdout.splitlines())
+    answers.say("FAIL", "settings", str(unreadable), "may not be read")
+    answers.say("warn", "settings", "this user may not read", "run: sudo envoy2emon check")
+    assert answers.subjects() == "settings backlog units"
 
 
 def test_live_page(check: Check, envoy: SimulatedEnvoy) -> None:
