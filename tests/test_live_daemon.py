@@ -6,7 +6,7 @@ import time
 from threading import Event
 
 from envoy2emon.demo.gateway import SimulatedEnvoy
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
+from envoy2emon.demo.emoncms import HoldsUp, StandInEmonCMS
 from tests.conftest import StartDaemon
 from tests.test_stream import numbered, wait_for_rows
 
@@ -50,7 +50,7 @@ def test_the_page_goes_on_while_emoncms_hangs(
     daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS
 ) -> None:
     """A viewer gets each reading while a post to EmonCMS is never answered."""
-    emoncms.fault = Fault("hang")
+    emoncms.fault = HoldsUp()
     port = free_port()
     stream = daemon("stream", LIVE_LISTEN=f"127.0.0.1:{port}")
     stream.wait_for_line("INFO Live page on")

@@ -14,13 +14,13 @@ import pytest
 
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
-from envoy2emon.demo.emoncms import Fault, StandInEmonCMS
+from envoy2emon.demo.emoncms import PHP_DOWN, HoldsUp, StandInEmonCMS
 from tests.machine import SETTINGS, Machine, wait_for
 
 pytestmark = pytest.mark.timeout(120)
 STREAM, INVERTERS = "envoy2emon", "envoy2emon_inv"
 BOTH = (STREAM, INVERTERS)
-AWAY = Fault((502, "<h1>Bad Gateway</h1>"))
+AWAY = PHP_DOWN
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_the_journal_has_levels(machine: Machine, envoy: SimulatedEnvoy, emoncms
 
 def test_a_stop_waits_for_nobody(machine: Machine, emoncms: StandInEmonCMS, settings: dict[str, str]) -> None:
     """`systemctl stop` takes under two seconds while the Envoy is silent and EmonCMS does not answer."""
-    emoncms.fault = Fault("hang")
+    emoncms.fault = HoldsUp()
     machine.run("systemctl", "start", *BOTH)
     emoncms.wait_for(lambda: emoncms.requests >= len(BOTH))
     stop_within(machine, 2.0)
@@ -249,7 +249,7 @@ def test_missing_settings_are_said_in_words(machine: Machine, text: str | None) 
 @pytest.mark.parametrize("unit", BOTH)
 def test_neighbours_that_hang_restart_nothing(machine: Machine, emoncms: StandInEmonCMS, unit: str) -> None:
     """EmonCMS may be silent for longer than the watchdog waits."""
-    emoncms.fault = Fault("hang")
+    emoncms.fault = HoldsUp()
     outlive_watchdog(machine, unit)
 
 

@@ -88,15 +88,6 @@ MARIADB_DOWN = Answers(
 REDIS_DOWN = Answers(200, MARIADB_DOWN.body.replace("mysqli_sql_exception", "RedisException"))
 
 
-def Fault(answer: tuple[int, str] | Literal["cut", "hang"], applied: int | None = 0) -> Failure:  # noqa: N802
-    """Make a fault by its old name; for tests that are not rewritten yet."""
-    if isinstance(answer, tuple):
-        return Answers(*answer, applied)
-    if answer == "cut":
-        return Cuts(applied)
-    return HoldsUp() if applied == 0 else AnswersLate()
-
-
 class Answer(NamedTuple):
     """What a request is answered with."""
 
