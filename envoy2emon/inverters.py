@@ -133,7 +133,7 @@ class Inverters:
 
     def take(self, reports: Reports) -> None:
         """Take the reports of one poll: those that are new become rows."""
-        newest = max(report.reported_at for report in reports)
+        newest = max((report.reported_at for report in reports), default=0)
         if not self._reports:
             self._daemon.tick_now()
         self._reports = [report for report in reports if report.reported_at >= newest - DEAD_AFTER_S]

@@ -58,11 +58,10 @@ def ask(settings: Settings, tokens: Tokens, found: Found, patience: float) -> It
         yield fail("firmware", str(trouble))
         return
     except Lost as trouble:
-        schemes = (
-            "Leave http:// and https:// out of ENVOY_HOST, and both are tried" if "://" in settings.envoy_host else ""
-        )
         cure = f"Is ENVOY_HOST the gateway? If it is, it may be restarting. {_AGAIN}"
-        yield fail("firmware", sentences(str(trouble), schemes, cure))
+        if "://" in settings.envoy_host:
+            cure = f"Leave http:// and https:// out of ENVOY_HOST, and both are tried. {cure}"
+        yield fail("firmware", sentences(str(trouble), cure))
         return
     found.gateway_ahead, found.meters = info.ahead, info.metered
     yield _firmware(info)
@@ -76,10 +75,9 @@ def ask(settings: Settings, tokens: Tokens, found: Found, patience: float) -> It
                 return
     else:
         yield warn("meters", _NO_METERS)
-    # The inverters' user is another one below firmware 7; later on one login is enough.
-    reports = yield from _inverters(
-        gateway if info.needs_token else Gateway(settings, tokens, inverters=True), info, found
-    )
+    # Below firmware 7 the inverters' user is another one.
+    theirs = gateway if info.needs_token else Gateway(settings, tokens, inverters=True)
+    reports = yield from _inverters(theirs, info, found)
     if not info.metered and tokens.current:
         yield _login(tokens, settings)
     if reading:
@@ -235,11 +233,11 @@ def _inverters(gateway: Gateway, info: Info, found: Found) -> Generator[Verdict,
     except Refused as trouble:
         yield fail("login" if info.needs_token else "inverters", str(trouble))
         return []
-    except (Lost, BadReading) as trouble:
-        yield fail(
-            "inverters",
-            f"the answer is {trouble}. {_AGAIN}" if isinstance(trouble, BadReading) else f"{trouble}. {_AGAIN}",
-        )
+    except BadReading as trouble:
+        yield fail("inverters", f"the answer is {trouble}. {_AGAIN}")
+        return []
+    except Lost as trouble:
+        yield fail("inverters", f"{trouble}. {_AGAIN}")
         return []
     found.newest_report = max((report.reported_at for report in reports), default=0)
     yield readings.inverters(reports, len(skipped), info.ahead or 0.0)
