@@ -24,8 +24,6 @@ from envoy2emon.demo.emoncms import (
     StandInEmonCMS,
 )
 
-FATAL_ERROR = REDIS_DOWN.body
-
 # EmonCMS away, as a post may find it.
 FAULTS = {
     "500": Answers(500),

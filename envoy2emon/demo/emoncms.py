@@ -178,14 +178,16 @@ class StandInEmonCMS:
         url = urlsplit(target)
         params, key = parameters(url.query, body, content_type, authorization)
         posts = url.path.removeprefix("/emoncms/").removesuffix(".json") in _POSTS and key == self.key
-        fault = self._next.popleft() if posts and self._next else self.fault
+        with self._changed:  # a release() from now on is for this request too
+            fault = self._next.popleft() if posts and self._next else self.fault
+            releases = self._releases
         match fault:
             case RedirectsToHttps():
                 return Answer(301, "", f"https://127.0.0.1{target}")
             case DropsAuthorization():
                 params, key = parameters(url.query, body, content_type, "")
             case HoldsUp(seconds):
-                self._hold(seconds)
+                self._hold(seconds, releases)
             case Answers() | Cuts() | Dies():
                 if posts:
                     most = fault.row if isinstance(fault, Dies) else fault.applied
@@ -196,12 +198,11 @@ class StandInEmonCMS:
                 return Answer(shown.status, shown.body)
         answer = self._answer(url.path, params, key)
         if isinstance(fault, AnswersLate):
-            self._hold(fault.seconds)
+            self._hold(fault.seconds, releases)
         return answer
 
-    def _hold(self, seconds: float | None) -> None:
+    def _hold(self, seconds: float | None, releases: int) -> None:
         with self._changed:
-            releases = self._releases
             self._changed.wait_for(lambda: self._releases > releases, seconds)
 
     def _answer(
