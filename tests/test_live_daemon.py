@@ -5,8 +5,8 @@ import socket
 import time
 from threading import Event
 
-from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.emoncms import HoldsUp, StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
 from tests.conftest import StartDaemon
 from tests.test_stream import numbered, wait_for_rows
 

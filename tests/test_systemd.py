@@ -12,9 +12,9 @@ from time import monotonic
 
 import pytest
 
+from envoy2emon.demo.emoncms import PHP_DOWN, HoldsUp, StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
-from envoy2emon.demo.emoncms import PHP_DOWN, HoldsUp, StandInEmonCMS
 from tests.machine import SETTINGS, Machine, wait_for
 
 pytestmark = pytest.mark.timeout(120)
