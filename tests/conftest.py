@@ -103,7 +103,7 @@ def any_emoncms(request: pytest.FixtureRequest) -> Iterator[AnyEmonCMS]:
     """Give the stand-in, then the real EmonCMS that $EMONCMS_TEST_URL and $EMONCMS_TEST_APIKEY name, if they do."""
     if request.param == "stand-in":
         stand_in = request.getfixturevalue("emoncms")
-        yield AnyEmonCMS(stand_in.url, stand_in.key, "Envoy-S")
+        yield AnyEmonCMS(stand_in.url, stand_in.key, "Envoy-S", stand_in.account)
         return
     url, key = os.environ.get("EMONCMS_TEST_URL"), os.environ.get("EMONCMS_TEST_APIKEY")
     if not (url and key):

@@ -5,13 +5,15 @@ Whatever is asked is asked over HTTP, so that it can be asked of a real EmonCMS 
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
 import requests
 
+from envoy2emon.demo.account import Account
 from envoy2emon.demo.emoncms import (
     MARIADB_DOWN,
     PHP_DOWN,
@@ -42,11 +44,15 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class AnyEmonCMS:
-    """What the stand-in and a real EmonCMS have in common, over HTTP. url: the base path; node: one for this test."""
+    """What the stand-in and a real EmonCMS have in common, over HTTP.
+
+    url: the base path; node: one for this test; account: the stand-in's, which counts energy by itself.
+    """
 
     url: str
     key: str
     node: str
+    account: Account | None = None
 
     def ask(
         self,
@@ -88,6 +94,20 @@ class AnyEmonCMS:
             pause.wait(0.05)
         return inputs
 
+    @contextmanager
+    def counting(self, name: str) -> Iterator[Callable[[], float]]:
+        """Count the energy of one of the node's inputs by `power to kWh`, and give what tells the feed's kWh."""
+        if account := self.account:
+            yield lambda: account.kwh(self.node, name)
+            return
+        (put,) = (put for put in json.loads(self.ask("input/list.json")[1]) if put["nodeid"] == self.node)
+        made = self.ask("feed/create.json", tag=self.node, name=name, engine="5", options='{"interval":10}')
+        feed = json.loads(made[1])["feedid"]
+        processes = json.dumps([{"fn": "process__power_to_kwh", "args": [feed]}])
+        self.ask("input/process/set.json", {"processlist": processes}, inputid=put["id"])
+        yield lambda: float(json.loads(self.ask("feed/value.json", id=str(feed))[1]) or 0)
+        self.ask("feed/delete.json", id=str(feed))
+
     def delete_node(self, node: str) -> None:
         """Take a test's inputs out of a real EmonCMS, where an account holds 32 nodes."""
         for put in json.loads(self.ask("input/list.json")[1]):
@@ -97,7 +117,7 @@ class AnyEmonCMS:
 
 def client(emoncms: StandInEmonCMS) -> AnyEmonCMS:
     """Return what asks the stand-in."""
-    return AnyEmonCMS(emoncms.url, emoncms.key, "n")
+    return AnyEmonCMS(emoncms.url, emoncms.key, "n", emoncms.account)
 
 
 def bulk(emoncms: StandInEmonCMS, rows: object, **params: object) -> tuple[int, str]:
