@@ -1,3 +1,3 @@
-"""Carries an Enphase Envoy's readings into EmonCMS."""
+"""Carries an Enphase gateway's readings to EmonCMS."""
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs envoy2emon from this checkout; run again, it upgrades. Needs root, systemd, Python 3.11 and, to install, the network.
 #   sudo systemd/install.sh                install or upgrade
-#   sudo systemd/install.sh --uninstall    remove all but the settings and what waits for EmonCMS
+#   sudo systemd/install.sh --uninstall    remove all but the settings, the backlog, the token and the logs
 #   sudo systemd/install.sh --purge        remove these too
 set -eu
 
@@ -19,8 +19,8 @@ stop() {
 }
 
 check_machine() {
-    [ "$(id -u)" = 0 ] || stop "this takes root: sudo $0"
-    [ -d /run/systemd/system ] || stop "this computer does not run systemd, which starts the daemons: nothing is changed"
+    [ "$(id -u)" = 0 ] || stop "it must be run as root: sudo $0"
+    [ -d /run/systemd/system ] || stop "this computer does not run systemd, which starts the daemons: nothing was changed"
 }
 
 check_python() {
@@ -36,7 +36,7 @@ add_venv() { # Debian keeps ensurepip, which a virtual environment needs, in a p
     export DEBIAN_FRONTEND=noninteractive
     apt-get install -qq -y python3-venv >/dev/null 2>&1 && return
     { apt-get update -qq && apt-get install -qq -y python3-venv >/dev/null; } ||
-        stop "python3-venv cannot be installed: is the network there? Nothing else is changed"
+        stop "python3-venv cannot be installed: is there a network? Nothing else was changed"
 }
 
 build() { # beside the running program, which stays as it is until the new one is whole
@@ -45,8 +45,9 @@ build() { # beside the running program, which stays as it is until the new one i
     rm -rf "$program.new"
     echo "Building $program"
     if ! { "$python" -m venv "$program.new" &&
-        "$program.new/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check "$checkout"; }; then
-        stop "the Python packages cannot be installed: is the network there? What was installed before is as it was"
+        "$program.new/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check \
+            --constraint "$checkout/systemd/constraints.txt" "$checkout"; }; then
+        stop "the Python packages cannot be installed: is there a network? What was installed before is unchanged"
     fi
     # The scripts name the folder that they were made in.
     grep -lI envoy2emon.new "$program.new"/bin/* | xargs sed -i 's/envoy2emon\.new/envoy2emon/g'
@@ -67,10 +68,21 @@ exec $program/bin/python -I -m envoy2emon "\$@"
 END
     chmod 0755 "$command.new"
     mv "$command.new" "$command"
-    for name in $names; do install -m 0644 "$checkout/systemd/$name.service" "$units/"; done
+    new_units=
+    for name in $names; do
+        [ -e "$units/$name.service" ] || new_units="$new_units $name"
+        install -m 0644 "$checkout/systemd/$name.service" "$units/"
+    done
     systemctl daemon-reload
-    # shellcheck disable=SC2086 # two names
-    systemctl enable --quiet $names
+    # An upgrade leaves a unit disabled that its owner has disabled.
+    # shellcheck disable=SC2086 # none, one or two names
+    [ -z "$new_units" ] || systemctl enable --quiet $new_units
+}
+
+say_stopped() { # which daemons do not run, and how to start them
+    stopped=
+    for name in $names; do systemctl is-active --quiet "$name" || stopped="$stopped $name"; done
+    [ -z "$stopped" ] || echo "Not running:$stopped. To start: sudo systemctl restart$stopped"
 }
 
 known_names() { # the settings that a file names, also in a comment
@@ -95,8 +107,13 @@ install_or_upgrade() {
     done)
     [ -z "$new" ] || echo "New settings, described in $checkout/.env.example; $settings does without:$new"
     # shellcheck disable=SC2086 # two names
-    systemctl try-restart $names || stop "installed, but it does not start: see systemctl status $names"
-    echo "Installed; what ran runs anew. Next: sudo envoy2emon check"
+    systemctl try-restart $names || { say_stopped >&2 && stop "upgraded, but not all daemons start: see systemctl status $names"; }
+    if [ -n "$new_units" ]; then
+        echo "Installed, with the settings in $settings. Next: sudo envoy2emon check"
+    else
+        echo "Upgraded; running daemons were restarted. Next: sudo envoy2emon check"
+    fi
+    say_stopped
 }
 
 uninstall() {
@@ -124,16 +141,20 @@ case ${1-} in
     --uninstall)
         check_machine
         uninstall
-        echo "Removed. Kept: the settings in $settings, what waits for EmonCMS and the token in /var/lib/envoy2emon; --purge removes these"
+        echo "Removed; no daemon runs any more. Kept: the settings in $settings, the backlog and the token in /var/lib/envoy2emon."
+        echo "To install again: sudo $0; to remove these too: sudo $0 --purge"
         ;;
     --purge)
         check_machine
         uninstall
         purge
-        echo "Removed, with the settings and what waited for EmonCMS"
+        echo "Removed, with the settings, the backlog and the token"
+        ;;
+    --help | -h)
+        sed -n '2,5s/^# \{0,1\}//p' "$0"
         ;;
     *)
-        sed -n '2,5s/^# \{0,1\}//p' "$0"
+        sed -n '2,5s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac

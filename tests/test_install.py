@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
-from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.daemons import PROJECT, skip_or_fail
 from tests.machine import SETTINGS, Machine
 from tests.readme import commands
@@ -33,7 +33,8 @@ ROOT = (
 )
 PACKAGES = ("requests", "python-dotenv", "hatchling")
 PURE = ("--only-binary=:all:", "--implementation=py", "--abi=none", "--platform=any", "--python-version=3.11")
-WHEELS = (sys.executable, "-m", "pip", "download", "--quiet", *PURE, *PACKAGES, "--dest")
+CONSTRAINTS = PROJECT / "systemd" / "constraints.txt"
+WHEELS = (sys.executable, "-m", "pip", "download", "--quiet", *PURE, *PACKAGES, "-c", str(CONSTRAINTS), "--dest")
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/mnt/wheels"}
 # What install.sh may touch.
 TRACES = "ls -lA --time-style=full-iso /opt /usr/local/bin /etc/systemd/system /etc/envoy2emon 2>&1"
@@ -41,7 +42,8 @@ TRACES = "ls -lA --time-style=full-iso /opt /usr/local/bin /etc/systemd/system /
 
 def kept(name: str, *command: str) -> Path:
     """Return a folder that the command makes, its last argument, and that is kept for the next run of the tests."""
-    path = CACHE / f"{name}-{sha256(' '.join(command).encode()).hexdigest()[:8]}"
+    seed = " ".join(command).replace(str(PROJECT), "") + CONSTRAINTS.read_text()
+    path = CACHE / f"{name}-{sha256(seed.encode()).hexdigest()[:8]}"
     if not path.exists():
         new = path.with_suffix(".new")
         shutil.rmtree(new, ignore_errors=True)
@@ -98,7 +100,7 @@ def refuses(machine: Machine, words: str, *before: str) -> None:
 
 def test_from_install_to_purge(machine: Machine) -> None:
     """A Pi owner installs, edits, starts and checks by the README's lines; later upgrades, uninstalls, purges."""
-    setup, edit, begin, check = commands("Install it on the Pi")
+    setup, edit, begin, check = commands("Install it on the Pi")[:4]
     with (
         machine.network(),
         SimulatedEnvoy(address=("127.0.0.2", 0), source=lambda: THREE_PHASE_EVENT, interval=0.2) as envoy,
@@ -128,7 +130,11 @@ def test_from_install_to_purge(machine: Machine) -> None:
         assert machine.run("cat", str(SETTINGS)) == settings
         machine.run("test", "-e", "/var/lib/envoy2emon/")
 
-        install(machine)
+        words = install(machine)
+        assert (
+            "Not running: envoy2emon envoy2emon_inv. To start: sudo systemctl restart envoy2emon envoy2emon_inv"
+            in words
+        )
         start(machine, emoncms, begin)
         install(machine, "--purge")
         assert machine.run("find", "/opt", "/usr/local", "/etc", "/var/lib", "/var/log", "-name", "envoy2emon*") == ""
@@ -160,31 +166,36 @@ def start(machine: Machine, emoncms: StandInEmonCMS, line: str) -> None:
 
 
 def upgrade(machine: Machine) -> None:
-    """Install a newer checkout: what ran runs anew, what did not stays so, a new setting is named."""
+    """Install a newer checkout: what ran is restarted, what was off stays off, a new setting is named."""
     machine.run("cp", "--recursive", "/mnt", "/srv/newer")
-    machine.run("sh", "-c", "cd /srv/newer; sed -i s/1.0.0/1.0.99/ pyproject.toml envoy2emon/__init__.py")
+    machine.run("sh", "-c", "cd /srv/newer; sed -i s/1.1.0/1.1.99/ envoy2emon/__init__.py")
     machine.run("sh", "-c", "printf '# What it does.\\n#SHINY_NEW=1\\n' >>/srv/newer/.env.example")
-    machine.run("systemctl", "stop", "envoy2emon_inv")
+    machine.run("systemctl", "disable", "--now", "envoy2emon_inv")
     before = machine.show("envoy2emon", "MainPID")
     words = install(machine, checkout="/srv/newer")
     assert re.search(r"New settings.*: SHINY_NEW$", words, re.MULTILINE)
-    assert machine.run("envoy2emon", "--version") == "envoy2emon 1.0.99\n"
+    assert "Upgraded; running daemons were restarted." in words
+    assert words.endswith("Not running: envoy2emon_inv. To start: sudo systemctl restart envoy2emon_inv\n")
+    assert machine.run("envoy2emon", "--version") == "envoy2emon 1.1.99\n"
     assert machine.show("envoy2emon", "MainPID") not in {before, "0"}
     assert machine.show("envoy2emon_inv", "ActiveState") == "inactive"
-    machine.run("systemctl", "start", "envoy2emon_inv")
+    assert machine.show("envoy2emon_inv", "UnitFileState") == "disabled"
+    machine.run("systemctl", "enable", "--now", "envoy2emon_inv")
 
 
 def test_refusals_leave_all_as_it_was(machine: Machine) -> None:
     """Not root, no systemd, no network, a Python too old: a clear sentence, and nothing half done."""
     machine.write(Path("/etc/apt/apt.conf.d/once"), 'Acquire::Retries "0";')
-    refuses(machine, "this takes root", "setpriv", "--reuid=65534", "--clear-groups")
+    refuses(machine, "must be run as root", "setpriv", "--reuid=65534", "--clear-groups")
     refuses(machine, "does not run systemd", "unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run; "$@"', "sh")
     machine.run("sh", "-c", "mv /var/cache/apt/archives/*.deb /srv")
-    refuses(machine, "python3-venv cannot be installed: is the network there?")
+    refuses(machine, "python3-venv cannot be installed: is there a network?")
     machine.run("sh", "-c", "mv /srv/*.deb /var/cache/apt/archives")
-    refuses(machine, "the Python packages cannot be installed: is the network there?")
+    refuses(machine, "the Python packages cannot be installed: is there a network?")
     install(machine)
-    refuses(machine, "What was installed before is as it was")
+    refuses(machine, "What was installed before is unchanged")
+    assert machine.enter("/mnt/systemd/install.sh", "--help").returncode == 0
+    assert machine.enter("/mnt/systemd/install.sh", "--nonsense").returncode == 2
     machine.run("rm", "/usr/bin/python3")
     machine.write(Path("/usr/bin/python3"), '#!/bin/sh\necho Python 3.9.2\n[ "$1" != -c ]\n', "0755")
     refuses(machine, "Python 3.9.2 is too old")
