@@ -1,86 +1,92 @@
-"""Who imports whom: the rooms of the package, read from their source."""
+"""Who imports whom, read from the source: the rules that keep the house as it is drawn."""
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.daemons import PROJECT
 
-PURE = ("sse", "readings", "inputs", "bursts", "arrived", "dates")
-ENVOY_SIDE = {"answer", "connection", "digest", "gateway", "envoy", "enphase", "tokens", "token_file"}
-DELIVERY = {"courier", "delivery", "inquiry", "backlog", "group", "spool", "arrived", "dates"}
-EMONCMS_SIDE = {"emoncms", "exchange"} | DELIVERY
-
-TREES = {path.stem: ast.parse(path.read_text("utf-8")) for path in (PROJECT / "envoy2emon").glob("*.py")}
-COMMANDS = {room for room in TREES if room.startswith(("__main__", "check", "demo"))}
+PACKAGE = PROJECT / "envoy2emon"
+PURE = ("gateway.sse", "gateway.readings", "gateway.bursts", "rows")
+TREES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text("utf-8"))
+    for path in PACKAGE.rglob("*.py")
+}
 TESTS = sorted((PROJECT / "tests").glob("test_*.py"))
 
 
-def modules(nodes: Iterator[ast.AST]) -> set[str]:
-    """Return what these nodes import: a room of ours by its own name, others by their package's."""
-    full: set[str] = set()
-    for node in nodes:
+def imported(tree: ast.AST) -> set[str]:
+    """Return what a tree imports: a module of ours by its path in the package, others by their package's name."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            full |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.module, "relative imports hide where a name comes from"
-            full |= {f"{node.module}.{alias.name}" for alias in node.names}
-    parts = [name.split(".") for name in full]
-    return {name[1] if name[0] == "envoy2emon" else name[0] for name in parts}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    found = set()
+    for name in names - {"envoy2emon.__version__"}:
+        first, _, rest = name.partition(".")
+        if first == "envoy2emon":
+            found.add(rest if rest in TREES else rest.rpartition(".")[0])
+        else:
+            found.add(first)
+    return found
 
 
-IMPORTS = {room: modules(ast.walk(tree)) - {"__version__"} for room, tree in TREES.items()}
+IMPORTS = {module: imported(tree) for module, tree in TREES.items()}
 
 
-@pytest.mark.parametrize("room", PURE)
-def test_a_pure_room_knows_the_standard_library_and_the_pure_rooms_before_it(room: str) -> None:
-    """What turns bytes into rows does no input or output, and reads from top to bottom."""
-    earlier = PURE[: PURE.index(room)]
-    assert IMPORTS[room] <= sys.stdlib_module_names | set(earlier)
-    assert not IMPORTS[room] & {"socket", "threading", "time", "os", "pathlib", "logging"}
+def users(*packages: str) -> set[str]:
+    """Return the modules that import one of these modules, or one of a package of that name."""
+    return {
+        module
+        for module, names in IMPORTS.items()
+        if any(name == package or name.startswith(f"{package}.") for name in names for package in packages)
+    }
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_knows_the_standard_library_and_pure_modules(module: str) -> None:
+    """What turns bytes into rows does no input or output and waits for nothing."""
+    assert IMPORTS[module] <= sys.stdlib_module_names | set(PURE)
+    assert not IMPORTS[module] & {"socket", "threading", "time", "os", "pathlib", "logging"}
 
 
 def test_the_two_sides_do_not_know_each_other() -> None:
-    """No room of the Envoy's side imports one of EmonCMS's side, or the other way round."""
-    assert not [room for room in ENVOY_SIDE if IMPORTS[room] & EMONCMS_SIDE]
-    assert not [room for room in EMONCMS_SIDE if IMPORTS[room] & ENVOY_SIDE]
+    """No module of the gateway's side imports one of EmonCMS's side, or the other way round."""
+    assert not [module for module in users("emoncms") if module.startswith("gateway.")]
+    assert not [module for module in users("gateway") if module.startswith("emoncms.")]
 
 
-def test_only_the_commands_know_both_daemons() -> None:
-    """A daemon's room is imported by commands alone, and no daemon by the other one."""
-    assert {room for room in IMPORTS if IMPORTS[room] & {"stream", "inverters"}} <= COMMANDS
+def test_only_commands_know_the_daemons() -> None:
+    """A daemon is imported by the commands alone, and by no other daemon."""
+    assert {module.partition(".")[0] for module in users("stream", "inverters")} <= {"__main__", "check"}
 
 
-def test_the_simulators_are_for_the_demo() -> None:
-    """No room that runs on a Pi in earnest imports a simulated neighbour."""
-    doubles = {room for room in TREES if room.startswith(("simulator", "standin", "demo"))}
-    assert {room for room in IMPORTS if IMPORTS[room] & doubles} <= doubles | {"__main__"}
+def test_the_simulated_neighbours_are_for_the_demo() -> None:
+    """No module that runs on a Pi in earnest imports a simulated neighbour."""
+    assert {module.partition(".")[0] for module in users("demo")} <= {"__main__", "demo"}
 
 
-def test_the_runtime_packages_are_two() -> None:
-    """Nothing is imported but the standard library, requests and python-dotenv."""
-    assert set().union(*IMPORTS.values()) - TREES.keys() - sys.stdlib_module_names == {"requests", "dotenv"}
+def test_the_packages_at_run_time_are_two() -> None:
+    """Nothing is imported but the standard library, python-dotenv, and requests with the urllib3 that it brings."""
+    others = set().union(*IMPORTS.values()) - TREES.keys() - sys.stdlib_module_names
+    assert others - {""} <= {"requests", "urllib3", "dotenv"} | {name.rpartition(".")[0] for name in TREES}
 
 
-def test_requests_is_imported_where_a_token_is_fetched_and_only_then() -> None:
-    """The library requests costs a start 70 ms and 10 MB: no room imports it at the top of its file."""
-    assert {room for room in IMPORTS if "requests" in IMPORTS[room]} == {"enphase"}
-    assert not [room for room, tree in TREES.items() if "requests" in modules(iter(tree.body))]
+def test_a_page_that_is_off_costs_no_import() -> None:
+    """The daemon imports the live page only where LIVE_LISTEN is set."""
+    tops = {node for node in ast.iter_child_nodes(TREES["stream"]) if isinstance(node, ast.ImportFrom)}
+    assert not [node for node in tops if node.module and node.module.startswith("envoy2emon.live")]
 
 
-def test_the_live_page_that_is_off_costs_no_import() -> None:
-    """Only commands import the live page, and none of them at the top of its file."""
-    assert {room for room in IMPORTS if "live" in IMPORTS[room]} <= COMMANDS
-    assert not [room for room, tree in TREES.items() if "live" in modules(iter(tree.body))]
-
-
-@pytest.mark.parametrize("room", sorted(TREES))
-def test_nothing_sleeps(room: str) -> None:
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_nothing_sleeps(module: str) -> None:
     """No thread waits where a stop or an event cannot wake it: there is no time.sleep."""
-    for node in ast.walk(TREES[room]):
+    for node in ast.walk(TREES[module]):
         assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "time.sleep")
         assert not (isinstance(node, ast.ImportFrom) and node.module == "time")
 
