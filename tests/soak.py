@@ -131,6 +131,7 @@ class Soak:
         self.ended.set()
         for thread in threads[2:]:
             thread.join()
+        self.emoncms.next_faults.clear()
         number = self.count
         self._until(lambda: max(self._numbers()[-9:], default=0) >= number)
         self.silent.set()
@@ -161,7 +162,11 @@ class Soak:
             if [*row.inputs.values()] != [row.time % 300, 300]:
                 self.complaints.append(f"a report of {row.time} arrived as {row.inputs}")
         polls = [request.at for request in self.gateway.requests if (request.path, request.status) == (INVERTERS, 200)]
-        told = [(at, item) for at in polls for item in [each for since, each in self.reports if since < at - 0.05][-1].items()]
+        told = [
+            (at, item)
+            for at in polls
+            for item in [each for since, each in self.reports if since < at - 0.05][-1].items()
+        ]
         verdicts = {
             "stream": judge(self.sent, events, _arrivals(events), self.diaries["stream"]),
             "inverters": judge(told, reports, _arrivals(reports), self.diaries["inverters"]),

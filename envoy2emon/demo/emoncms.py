@@ -100,9 +100,9 @@ class StandInEmonCMS:
     """EmonCMS at `url` while the `with` lasts, with one account. The attributes may be set at any time.
 
     idle_timeout: seconds after which a silent connection is closed; max_requests: after how many any connection is.
-    clock_offset: seconds that the server's clock is ahead. fault: what every request meets, None for none.
-    keep: how many rows are held, None for all. tls: the certificate's context; with it, `url` is https. clock: the
-    server's clock, epoch s.
+    clock_offset: seconds that the server's clock is ahead. fault: what every request meets, None for none; next_faults:
+    what the next posts meet instead, one each. keep: how many rows are held, None for all. tls: the certificate's
+    context; with it, `url` is https. clock: the server's clock, epoch s.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class StandInEmonCMS:
         self.fault: Failure | None = None
         self.connections = self.requests = 0
         self._clock = clock
-        self._next: deque[Failure] = deque()
+        self.next_faults: deque[Failure] = deque()
         self._releases = 0
         self._changed = Condition()
         self._open: set[socket.socket] = set()
@@ -146,7 +146,7 @@ class StandInEmonCMS:
 
     def fail_next(self, *faults: Failure) -> None:
         """Let the next posts meet these, one each; other requests are answered."""
-        self._next.extend(faults)
+        self.next_faults.extend(faults)
 
     def release(self) -> None:
         """Let every request go on that is held now."""
@@ -179,7 +179,7 @@ class StandInEmonCMS:
         params, key = parameters(url.query, body, content_type, authorization)
         posts = url.path.removeprefix("/emoncms/").removesuffix(".json") in _POSTS and key == self.key
         with self._changed:  # a release() from now on is for this request too
-            fault = self._next.popleft() if posts and self._next else self.fault
+            fault = self.next_faults.popleft() if posts and self.next_faults else self.fault
             releases = self._releases
         match fault:
             case RedirectsToHttps():
