@@ -91,9 +91,14 @@ class Daemon(Generic[T]):
         self._died = False
         self._stuck: list[str] = []
         address = environ.get("NOTIFY_SOCKET", "")
-        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._notifies = bool(address)
         self._notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._notifier.settimeout(0.5)  # at boot systemd may be behind with its mail, and READY=1 is said but once
+        if address:
+            try:  # connected, because only then the kernel knows whose full queue is waited for
+                self._notifier.connect("\0" + address[1:] if address.startswith("@") else address)
+            except OSError as error:
+                _log.debug("sd_notify: %s", error)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.inbox.put(None))
         try:
@@ -163,8 +168,8 @@ class Daemon(Generic[T]):
         self._notify(f"STATUS={clean(status, _LONGEST_STATUS)}" + ("" if stuck else "\nWATCHDOG=1"))
 
     def _notify(self, text: str) -> None:
-        if self._address:
+        if self._notifies:
             try:
-                self._notifier.sendto(text.encode(), self._address)
+                self._notifier.send(text.encode())
             except OSError as error:
                 _log.debug("sd_notify: %s", error)

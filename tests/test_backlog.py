@@ -72,9 +72,7 @@ def test_rows_come_out_as_they_went_in(path: Path) -> None:
     assert backlog.oldest(0) is None
 
 
-@given(
-    st.lists(st.dictionaries(st.sampled_from(NAMES), DIGITS, min_size=1), min_size=1)
-)
+@given(st.lists(st.dictionaries(st.sampled_from(NAMES), DIGITS, min_size=1), min_size=1))
 def test_digits_survive_packing(inputs: list[dict[str, Decimal]]) -> None:
     """What is packed is what is unpacked, to the digit."""
     block = Block([Row(7, each) for each in inputs], 0.0)
@@ -123,12 +121,26 @@ def test_rows_of_two_runs_are_in_order(path: Path) -> None:
     assert drained(made(path)) == expected(1, 2, 3)
 
 
-def test_rows_that_are_put_back_go_first(path: Path) -> None:
-    """Rows that EmonCMS will take after all wait in front."""
+@pytest.mark.parametrize("saved", [False, True])
+def test_rows_that_are_put_back_go_first(path: Path, *, saved: bool) -> None:
+    """Rows that EmonCMS will take after all wait in front, on disk too."""
     backlog = made(path)
-    backlog.append([row(5)])
+    backlog.append(expected(5, 6))
+    backlog.save(EPOCH, now=saved)
     backlog.put_back(expected(3, 4))
-    assert drained(backlog) == expected(3, 4, 5)
+    backlog.append(expected(7))
+    backlog.save(EPOCH, now=True)
+    assert drained(made(path)) == expected(3, 4, 5, 6, 7)
+    assert not path.exists()
+
+
+def test_blocks_come_back_in_the_order_in_which_they_came(path: Path) -> None:
+    """Inverters' blocks overlap in their dates: what was under way first goes first after a restart too."""
+    backlog = made(path)
+    for rows in ([Row(264, {"x": Decimal(1)})], [Row(84, {"y": Decimal(1)}), Row(324, {"x": Decimal(2)})]):
+        backlog.append(rows)
+        backlog.save(EPOCH, now=True)
+    assert [row.date for row in drained(made(path))] == [264, 84, 324]
 
 
 def test_hours_are_hours(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -117,6 +117,15 @@ def test_skipped_dead_and_batteries(daemon: StartDaemon, envoy: SimulatedEnvoy, 
     assert batteries.endswith(units[1]["serialNumber"])
 
 
+def test_inverters_that_never_reported(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+    """A list of units without any report is no news and no trouble."""
+    good, envoy.inverters = envoy.inverters, [{**unit, "lastReportDate": 0} for unit in envoy.inverters]
+    process = daemon("inverters", INVERTERS_INTERVAL_S=1)
+    process.wait_for_line("WARNING gateway: skipped without serial number, date or watts")
+    envoy.inverters = good
+    emoncms.wait_for(lambda: len(emoncms.rows) == 12)
+
+
 def test_a_gateways_clock_that_is_off_is_said(
     daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS
 ) -> None:

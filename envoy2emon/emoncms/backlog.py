@@ -106,10 +106,15 @@ class Backlog:
             self._changed.notify()
 
     def put_back(self, rows: Sequence[Row]) -> None:
-        """Let rows wait again, in front of all others."""
-        if rows:
-            with self._changed:
-                self._blocks.appendleft(Block(rows, self._clock()))
+        """Let rows wait again, in front of all others; the oldest block has dates."""
+        with self._saving, self._changed:
+            oldest = self._blocks.popleft() if self._blocks else None
+            joined = Block([*rows, *(oldest.rows() if oldest else [])], oldest.since if oldest else self._clock())
+            self._blocks.appendleft(joined)
+            if oldest and oldest.number is not None:
+                joined.number = oldest.number  # on disk too they take its place
+                joined.pack()
+                self._disk.save([self._saved(joined, joined.number, 0.0)])
 
     def oldest(self, patience: float) -> Block | None:
         """Return the oldest block as soon as there is a row; None after so many seconds, or after hurry(), without."""
@@ -163,20 +168,16 @@ class Backlog:
     def _save(self, blocks: list[Block], ahead: float | None) -> None:
         if not blocks:
             return
-        to_wall = self._wall() - self._clock()
-        saved = [
-            Saved(
-                self._number + i,
-                block.since + to_wall,
-                block.dates(to_wall if ahead is None else ahead),
-                block.packed,
-            )
-            for i, block in enumerate(blocks, 1)
-        ]
+        ahead = self._wall() - self._clock() if ahead is None else ahead
+        saved = [self._saved(block, self._number + i, ahead) for i, block in enumerate(blocks, 1)]
         if self._disk.save(saved):
             self._number += len(blocks)
             for block, each in zip(blocks, saved, strict=True):
                 block.number = each.number
+
+    def _saved(self, block: Block, number: int, ahead: float) -> Saved:
+        since = block.since + self._wall() - self._clock()
+        return Saved(number, since, block.dates(ahead), block.packed)
 
     def _close_block(self) -> Block:
         # An inverter's report may be older than another's that came before it: a post is in order of date.

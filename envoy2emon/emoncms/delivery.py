@@ -161,8 +161,9 @@ class Delivery:
         self._rejected.append(row)
         if self._takes_none or len(self._rejected) >= MOST_REJECTED:
             self._takes_none = True
-            self._backlog.put_back([each for each in self._rejected if each not in block])
-            self._rejected = []
+            before, self._rejected = [each for each in self._rejected if each not in block], []
+            if before:
+                self._backlog.put_back(before)
             raise TakesNone(words)
         _log.error("EmonCMS: rejects a row (%s), which is dropped: %s", words, row.json()[:300])
 

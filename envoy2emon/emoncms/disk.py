@@ -73,8 +73,7 @@ class Disk:
         try:
             if self._path.exists():
                 with closing(self._open(self._path)) as file:
-                    blocks = [_checked(*entry) for entry in file.execute("SELECT * FROM blocks")]
-                    return sorted(blocks, key=lambda block: block.dates[0])
+                    return [_checked(*entry) for entry in file.execute("SELECT * FROM blocks ORDER BY number")]
         except (OSError, sqlite3.Error, ValueError) as error:
             self._trouble(self._path, error)
         return []
