@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from envoy2emon.live import server as live
-from envoy2emon.live import http as live_http
-from envoy2emon.live.server import Live, figures
 from envoy2emon.gateway.readings import MeterReading
+from envoy2emon.live import http as live_http
+from envoy2emon.live import server as live
+from envoy2emon.live.server import Live, figures
+from tests.conftest import until
 
 LIMIT_S = 20  # for whatever a test waits for
 NOW = 5000.0
@@ -81,7 +82,7 @@ def clock() -> list[float]:
 @pytest.fixture
 def page(clock: list[float]) -> Iterator[Live]:
     """Serve the page."""
-    page = Live("127.0.0.1:0", lambda: clock[0])
+    page = Live("127.0.0.1:0", None, lambda: clock[0])
     page.start()
     yield page
     page.close()
@@ -172,7 +173,8 @@ def test_events_as_in_the_contract(page: Live, ask: Ask) -> None:
     assert b"\r\nContent-Security-Policy: default-src 'none'" in head
     assert b"Content-Length" not in head
     assert viewer.until(b"\n\n") == b"retry: 3000\n\n"
-    assert viewer.event("history") == {"now": NOW, "last": None, "patience": live.STALE_S, "points": []}
+    history = viewer.event("history")
+    assert (history["now"], history["last"], history["patience"], history["points"]) == (NOW, None, live.STALE_S, [])
     for at in (NOW, NOW + 1):
         page.show(reading(at, "6540.7", "4426.2"))
         event = viewer.until(b"\n\n")
@@ -225,13 +227,15 @@ def test_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every 15 seconds a comment line, and an event by which a script knows that the connection lives."""
     assert live.HEARTBEAT_S == 15
     monkeypatch.setattr(live, "HEARTBEAT_S", 0.05)
-    page = Live("127.0.0.1:0", lambda: NOW)
+    page = Live("127.0.0.1:0", None, lambda: NOW)
     page.start()
     assert page.port
     viewer = Client(page.port, b"GET /events HTTP/1.1\r\n\r\n")
     viewer.event("history")
     assert viewer.until(b"\n\n").startswith(b": ")
-    assert viewer.event("alive") == {"now": NOW, "last": None, "patience": live.STALE_S}
+    alive = viewer.event("alive")
+    assert alive.keys() == {"now", "last", "patience", "page", "today"}
+    assert len(alive["page"]) == 8
     page.close()
     viewer.to_end()
     viewer.socket.close()
@@ -306,19 +310,46 @@ def test_cap(page: Live, ask: Ask) -> None:
         assert viewer.event("solar_data")["p"] == 100
 
 
-def test_connections_are_bounded(page: Live, ask: Ask) -> None:
-    """Connections that ask nothing take at most 64 descriptors, and disturb no viewer."""
+def test_idle_connections_lock_nobody_out(page: Live, ask: Ask) -> None:
+    """Connections that ask nothing take 16 places of their address and no more, and disturb no viewer."""
     viewer = ask("/events")
     viewer.event("history")
-    idle = [ask(b"") for _ in range(live.MAX_CONNECTIONS - 1)]
-    one_more = ask(b"")
-    one_more.socket.settimeout(live.REQUEST_S / 2)  # at once, not as a slow request
-    assert one_more.to_end() == b""
+    idle = [ask(b"") for _ in range(live.MAX_ASKING_EACH)]
+    for _ in range(64):
+        one_more = ask(b"")
+        one_more.socket.settimeout(live.REQUEST_S / 2)  # at once, not as a slow request
+        assert one_more.to_end() == b""
+    elsewhere = socket.socket()
+    elsewhere.bind(("127.0.0.2", 0))
+    with elsewhere:
+        elsewhere.connect(("127.0.0.1", page.port or 0))
+        elsewhere.settimeout(LIMIT_S)
+        elsewhere.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert elsewhere.recv(15) == b"HTTP/1.1 200 OK"
     for client in idle:
         client.socket.close()
     await_place(ask)
     page.show(reading(NOW, "100", "300"))
     assert viewer.event("solar_data")["p"] == 100
+
+
+def test_a_request_is_read_in_linear_time(page: Live, ask: Ask) -> None:
+    """A request of 8 KiB without a line takes no time to refuse, however it is made."""
+    for request in (b" " * 8000, b"a?" * 4000, b"GET " + b"/ " * 3900, b"GET /" + b"x" * 7900 + b" HTTP/1.1"):
+        began = time.process_time()
+        for _ in range(100):
+            live_http.answer(request + b"\r\n\r\n", b"", 0)
+        assert time.process_time() - began < 0.2
+    assert ask(b"GET /" + b"x" * 9000).to_end() == b""
+    assert page.port
+
+
+@pytest.mark.parametrize("path", ["/favicon.ico", "/apple-touch-icon.png", "/apple-touch-icon-precomposed.png"])
+def test_icons(ask: Ask, path: str) -> None:
+    """What browsers ask for without being told to is a picture, and no 404."""
+    head, _, body = ask(path).to_end().partition(b"\r\n\r\n")
+    assert b"Content-Type: image/png" in head
+    assert body.startswith(b"\x89PNG")
 
 
 def test_slow_reader(page: Live, ask: Ask) -> None:
@@ -362,30 +393,38 @@ def test_show_is_prompt(page: Live, ask: Ask) -> None:
     assert grown < 32 * live_http.MAX_UNSENT + 1_000_000
 
 
-def test_port_taken(page: Live, caplog: pytest.LogCaptureFixture) -> None:
-    """A port that another program holds is one ERROR with the cure, and the daemon goes on."""
-    second = Live(f"127.0.0.1:{page.port}")
+def test_a_port_that_is_taken_is_tried_again(
+    page: Live, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that another program holds is one ERROR with the cure; STATUS= has it until the page is there."""
+    monkeypatch.setattr(live, "TRY_AGAIN_S", 0.02)
+    second = Live(f"127.0.0.1:{page.port}", None)
     second.start()
     second.show(reading(NOW, "1", "2"))
-    second.close()
     (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
-    assert "Address already in use" in record.message
-    assert f"LIVE_LISTEN=127.0.0.1:{page.port}" in record.message
+    assert f"no live page on LIVE_LISTEN=127.0.0.1:{page.port}: address already in use. HOST must be" in record.message
+    assert second.trouble == f"no live page on 127.0.0.1:{page.port}: address already in use"
     assert second.port is None
+    page.close()
+    until(lambda: second.port is not None)
+    assert second.trouble == ""
+    second.close()
 
 
 @pytest.mark.parametrize("listen", ["192.0.2.1:8080", "no-such-host.invalid:8080", f"{'a' * 70}:8080"])
 def test_no_such_address(listen: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An address that is not this machine's is one ERROR as well."""
-    Live(listen).start()
+    """An address that is not this computer's is one ERROR as well."""
+    page = Live(listen, None)
+    page.start()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+    page.close()
 
 
 def test_both_families() -> None:
     """`[::]` serves IPv4 as well."""
     if not socket.has_dualstack_ipv6():
-        pytest.skip("this machine has no IPv6")
-    page = Live("[::]:0")
+        pytest.skip("this computer has no IPv6")
+    page = Live("[::]:0", None)
     page.start()
     assert page.port
     for address in ("127.0.0.1", "::1"):

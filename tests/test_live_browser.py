@@ -88,7 +88,7 @@ def clock() -> list[float]:
 @pytest.fixture
 def server(clock: list[float]) -> Iterator[Live]:
     """Serve the page."""
-    server = Live("127.0.0.1:0", lambda: clock[0])
+    server = Live("127.0.0.1:0", None, lambda: clock[0])
     server.start()
     yield server
     server.close()
@@ -240,7 +240,7 @@ def test_restart(visit: Visit, server: Live) -> None:
     page.clock.run_for(110_000)  # the burst above has earned this gateway patience
     expect(page, "#words", "No readings since 14:32")
     expect(page, "#reason", "No connection to envoy2emon, trying again.")
-    again = Live(f"127.0.0.1:{server.port}", lambda: 7.0)
+    again = Live(f"127.0.0.1:{server.port}", None, lambda: 7.0)
     again.start()
     again.show(reading(7, 300, 100))
     deadline = time.monotonic() + 30
@@ -273,7 +273,7 @@ def test_full_house(visit: Visit, server: Live) -> None:
 def test_from_another_origin(browser: "Browser", server: Live) -> None:
     """A dashboard that another server gave out reads /events."""
     server.show(reading(5000, 6540, 4426))
-    other = Live("127.0.0.1:0")
+    other = Live("127.0.0.1:0", None)
     other.start()
     context = browser.new_context(bypass_csp=True)  # its policy is the page's own affair, not the other server's
     page = context.new_page()

@@ -1,24 +1,30 @@
 """HTTP for the live page: a request's head in, its answer out.
 
-The law of this file: it reads two paths and writes none, and nothing in a request but method and path has any effect.
-Each answer ends its connection. Source: RFC 9112; Content Security Policy, levels 1 to 3.
+Nothing in a request but method and path has any effect, nothing is written, and each answer ends its connection.
+Source: RFC 9112; Content Security Policy, levels 1 to 3.
 """
 
 import base64
 import hashlib
 import re
 import socket
+from pathlib import Path
 
 MAX_VIEWERS = 32
 TEXT = "text/plain; charset=utf-8"
 
-_REQUEST = re.compile(rb"([^\s]+) ([^\s?]+)[^\s]* HTTP/1\.[01]\r\n")
+# What browsers and iOS ask for without being told to.
+ICONS = (b"/favicon.ico", b"/apple-touch-icon.png", b"/apple-touch-icon-precomposed.png")
+_ICON = Path(__file__).with_name("icon.png").read_bytes()
 _ONLY_READ = b"This page can only be read.\n"
 _NOT_HERE = b"There are / and /events here, nothing else.\n"
 _FULL = b"%d viewers are watching, and that is the most: close one, then try again.\n" % MAX_VIEWERS
 _NOTHING = "Content-Security-Policy: default-src 'none'; base-uri 'none'; form-action 'none'"
 # Browsers that know hashes ignore 'unsafe-inline' beside one (CSP 2); Safari of iOS 7 to 9 has CSP 1, without hashes.
-_INLINE = "; connect-src 'self'; style-src 'unsafe-inline' 'sha256-{}'; script-src 'unsafe-inline' 'sha256-{}'"
+_INLINE = (
+    "; img-src 'self'; connect-src 'self'"
+    "; style-src 'unsafe-inline' 'sha256-{}'; script-src 'unsafe-inline' 'sha256-{}'"
+)
 _INLINE_TEXT = re.compile(rb"<(?:style|script)>(.*?)</(?:style|script)>", re.DOTALL)
 
 # Bytes that wait for one viewer, in the kernel and again in this process: a full history is 18 kB and a reading 70
@@ -30,12 +36,13 @@ DEAD_MS = 60_000
 
 def answer(request: bytes, page: bytes, viewers: int) -> tuple[bytes, bool]:
     """Return what to send for a request's head, and whether events are to follow; page is the HTML of `/`."""
-    found = _REQUEST.match(request)
-    method, path = found.groups() if found else (b"GET", b"")
+    method, path = _method_and_path(request)
     if not path:
         reply = _reply("400 Bad Request", TEXT, _NOT_HERE)
     elif method not in (b"GET", b"HEAD"):
         reply = _reply("405 Method Not Allowed", TEXT, _ONLY_READ, "Allow: GET, HEAD")
+    elif path in ICONS:
+        reply = _reply("200 OK", "image/png", _ICON)
     elif path not in (b"/", b"/events"):
         reply = _reply("404 Not Found", TEXT, _NOT_HERE)
     elif viewers >= MAX_VIEWERS:
@@ -46,6 +53,14 @@ def answer(request: bytes, page: bytes, viewers: int) -> tuple[bytes, bool]:
         reply = _reply("200 OK", "text/event-stream", None, "Access-Control-Allow-Origin: *")
         return reply, method == b"GET"
     return (reply[: reply.index(b"\r\n\r\n") + 4] if method == b"HEAD" else reply), False
+
+
+def _method_and_path(request: bytes) -> tuple[bytes, bytes]:
+    """Take the request line apart, in one pass; no path where it is none."""
+    words = request.partition(b"\r\n")[0].split(b" ")
+    if len(words) == 3 and words[0] and words[2] in (b"HTTP/1.0", b"HTTP/1.1"):  # noqa: PLR2004 - method, target, version
+        return words[0], words[1].partition(b"?")[0]
+    return b"GET", b""
 
 
 def listener(listen: str) -> socket.socket:

@@ -1,28 +1,32 @@
 """The live page: readings to every browser that watches.
 
-The law of this file: a viewer costs the daemon nothing that others could miss. One thread serves all; what waits to be
-sent to a viewer is bounded, and whoever falls behind, falls silent or asks slowly is dropped.
+One thread serves all viewers, and no viewer costs the daemon anything that others could miss: what waits to be sent is
+bounded, and whoever falls behind, falls silent or asks slowly is dropped.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
-import socket
+import socket  # noqa: TC003 - the annotation is of a field, read by people
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
-from envoy2emon.live import http as live_http
 from envoy2emon.gateway.readings import MeterReading
+from envoy2emon.live import http as live_http
+from envoy2emon.live.today import TodayFile, load_history
 
 # Watts: at night production meters tell up to about 2 W of nothing; the author's display takes 10 W for none.
 NOISE_W = 10
 HISTORY_S = 900
-# Viewers and requests on their way; a process has 1024 descriptors by default, and the backlog needs some.
-MAX_CONNECTIONS = 64
+# Connections that do not watch, in all and from one address: a process has 1024 descriptors, the backlog needs some.
+MAX_ASKING, MAX_ASKING_EACH = 64, 16
+TRY_AGAIN_S = 60.0
 MAX_REQUEST = 8 * 1024
 REQUEST_S = 10
 HEARTBEAT_S = 15
@@ -59,61 +63,88 @@ class Live:
     the one that dates the readings. show is for any thread and never waits for a viewer.
     """
 
-    def __init__(self, listen: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, listen: str, state: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.port: int | None = None
+        self.trouble = ""
         self._listen, self._clock = listen, clock
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda _, context: log.debug("live page: %s", context["message"]))
+        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
         # All that follows is touched by the live thread only.
         self._stopping = asyncio.Event()
+        self._listener: socket.socket | None = None
         self._page = Path(__file__).with_name("page.html").read_bytes()
-        self._history: deque[tuple[int, int | None, int | None]] = deque(maxlen=HISTORY_S)
+        self._page_name = hashlib.sha256(self._page).hexdigest()[:8]
+        ahead = time.time() - clock()
+        self._history = deque[tuple[int, int | None, int | None]](maxlen=HISTORY_S)
+        self._history.extend((int(at - ahead), p, c) for at, p, c in load_history(state, HISTORY_S))
+        self._file = TodayFile(state)
+        self._today = self._file.load()
+        self._read_at = float("-inf")
         self._latest = b""
         self._patience = STALE_S
-        self._connections = 0
+        self._asking: Counter[str] = Counter()
         self._viewers: set[asyncio.StreamWriter] = set()
 
     def start(self) -> None:
-        """Listen and serve; what prevents it is told in the log, and the daemon goes on without the page."""
-        try:
-            listener = live_http.listener(self._listen)
-        except OSError as error:
-            cure = "HOST must be an address of this machine (0.0.0.0: all), PORT one above 1023 that no program holds"
-            log.error("No live page on LIVE_LISTEN=%s: %s. %s; all else goes on.", self._listen, error.strerror, cure)
-            return
-        self.port = listener.getsockname()[1]
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, args=(self._loop, listener), name="live", daemon=True)
+        """Listen and serve; what prevents it is in `trouble` and the log, and it is tried again every minute."""
+        self._open()
         self._thread.start()
-        log.info("Live page on http://%s/", self._listen)
 
     def show(self, reading: MeterReading) -> None:
         """Send a reading to all viewers; one with neither production nor consumption is nothing to show."""
         watts = figures(reading)
-        if self._loop and (watts["p"] is not None or watts["c"] is not None):
-            self._loop.call_soon_threadsafe(self._show, reading.at, watts)
+        if watts["p"] is not None or watts["c"] is not None:
+            with suppress(RuntimeError):  # closed
+                self._loop.call_soon_threadsafe(self._show, reading.at, watts)
 
     def close(self) -> None:
-        """Drop all viewers and end the thread."""
-        if self._loop and self._thread:
+        """Drop all viewers, end the thread and save the energy of today."""
+        with suppress(RuntimeError):  # closed
             self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join()
-            self._loop = None
+        self._thread.join(1.0)
+        self._file.save(self._today, float("inf"))
 
-    def _run(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(self._serve(listener))
+    def _open(self) -> None:
+        try:
+            self._listener = live_http.listener(self._listen)
+        except OSError as error:
+            reason = (error.strerror or "").partition(" (")[0].lower() or "it is no address"
+            cure = "HOST must be an address of this computer (0.0.0.0: all), PORT one above 1023 that no program holds"
+            if not self.trouble:
+                log.error("no live page on LIVE_LISTEN=%s: %s. %s; it is tried again", self._listen, reason, cure)
+            self.trouble = f"no live page on {self._listen}: {reason}"
+            return
+        self.trouble = ""
+        self.port = self._listener.getsockname()[1]
+        log.info("live page on http://%s/", self._listen)
 
-    async def _serve(self, listener: socket.socket) -> None:
-        server = await asyncio.start_server(self._connected, sock=listener, limit=MAX_REQUEST)
-        while not self._stopping.is_set():
-            try:
-                await asyncio.wait_for(self._stopping.wait(), HEARTBEAT_S)
-            except TimeoutError:
-                self._send(b": no news\n\n" + _event("alive", self._state()))
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        while self._listener is None:
+            if await self._stopped_within(TRY_AGAIN_S):
+                return
+            self._open()
+        server = await asyncio.start_server(self._connected, sock=self._listener, limit=MAX_REQUEST)
+        while not await self._stopped_within(HEARTBEAT_S):
+            self._send(b": no news\n\n" + _event("alive", self._state()))
         server.close()
 
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
     def _show(self, at: float, watts: dict[str, int | None]) -> None:
+        epoch = time.time() - (self._clock() - at)
+        self._today = self._today.add(epoch, at - self._read_at, watts["p"], watts["c"])
+        self._read_at = at
+        self._file.save(self._today, self._clock())
         second = int(at)
         while self._history and self._history[-1][0] >= second:
             self._history.pop()
@@ -127,7 +158,13 @@ class Live:
     def _state(self) -> dict[str, object]:
         # What the page needs to date readings by its own clock: seconds by ours, and how long a silence is no fault.
         last = self._history[-1][0] if self._history else None
-        return {"now": round(self._clock(), 1), "last": last, "patience": self._patience}
+        return {
+            "now": round(self._clock(), 1),
+            "last": last,
+            "patience": self._patience,
+            "page": self._page_name,  # a page of another name is old
+            "today": self._today.shown(),
+        }
 
     def _first_events(self) -> bytes:
         now = int(self._clock())
@@ -143,28 +180,40 @@ class Live:
                 viewer.transport.abort()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+        address = str((writer.get_extra_info("peername") or ("",))[0])
+        self._asking[address] += 1
         try:
-            if self._connections <= MAX_CONNECTIONS:
-                async with asyncio.timeout(REQUEST_S) as limit:
-                    request = await reader.readuntil(b"\r\n\r\n")
-                    answer, events_follow = live_http.answer(request, self._page, len(self._viewers))
-                    writer.write(answer)
-                    if events_follow:
-                        writer.write(self._first_events())
-                        self._viewers.add(writer)
-                        limit.reschedule(None)
-                    else:
-                        writer.write_eof()
-                    # Nothing more is expected: reading on tells when the other side has gone.
-                    while await reader.read(MAX_REQUEST):
-                        pass
+            if self._asking[address] <= MAX_ASKING_EACH and self._asking.total() <= MAX_ASKING:
+                await self._answer(reader, writer, address)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # gone, or too slow (TimeoutError is an OSError), or no browser
         finally:
-            self._connections -= 1
-            self._viewers.discard(writer)
+            if writer in self._viewers:
+                self._viewers.discard(writer)
+            else:
+                self._no_longer_asks(address)
             writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
+        async with asyncio.timeout(REQUEST_S) as limit:
+            request = await reader.readuntil(b"\r\n\r\n")
+            answer, events_follow = live_http.answer(request, self._page, len(self._viewers))
+            writer.write(answer)
+            if events_follow:
+                writer.write(self._first_events())
+                self._viewers.add(writer)
+                self._no_longer_asks(address)
+                limit.reschedule(None)
+            else:
+                writer.write_eof()
+            # Nothing more is expected: reading on tells when the other side has gone.
+            while await reader.read(MAX_REQUEST):
+                pass
+
+    def _no_longer_asks(self, address: str) -> None:
+        self._asking[address] -= 1
+        if not self._asking[address]:
+            del self._asking[address]
 
 
 def _event(name: str, data: object) -> bytes:

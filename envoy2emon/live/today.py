@@ -1,0 +1,122 @@
+"""The energy of today, from readings to kWh, for the page; kept in a file over a restart.
+
+It is a figure for the wall: EmonCMS's own feeds are the record. Gaps in the readings are left out, not bridged.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# What is further apart than this is a gap: D8.3.6086 holds events back for 13 s at most and then sends all of them.
+GAP_S = 10.0
+SAVE_EVERY_S = 300.0
+# A day counts as whole if the first reading came this early.
+WHOLE_WITHIN_S = 600
+_MOST_KWH = 10_000.0  # of a day
+_MOST_BYTES = 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Today:
+    """kWh of one local day: produced, consumed, out to the grid and in from it; since: epoch s of its first reading."""
+
+    day: str = ""
+    since: float = 0.0
+    produced: float = 0.0
+    consumed: float = 0.0
+    out: float = 0.0
+    into: float = 0.0
+
+    def add(self, epoch: float, seconds: float, p: int | None, c: int | None) -> "Today":
+        """Count watts that were read at this time, `seconds` after the reading before; return it, or the new day."""
+        day = time.strftime("%Y-%m-%d", time.localtime(epoch))
+        today = self if day == self.day else Today(day, epoch)
+        if 0 < seconds <= GAP_S and today is self:
+            hours = seconds / 3_600_000
+            today.produced += (p or 0) * hours
+            today.consumed += max(c or 0, 0) * hours
+            if p is not None and c is not None:
+                today.out += max(p - c, 0) * hours
+                today.into += max(c - p, 0) * hours
+        return today
+
+    def shown(self) -> dict[str, float | None]:
+        """Return what the page shows: kWh, and since when in epoch s if the day is not whole."""
+        midnight = time.mktime(time.strptime(self.day, "%Y-%m-%d")) if self.day else self.since
+        whole = self.since - midnight < WHOLE_WITHIN_S
+        kwh = {name: round(getattr(self, name), 3) for name in ("produced", "consumed", "out", "into")}
+        return {**kwh, "since": None if whole else round(self.since)}
+
+
+class TodayFile:
+    """Where Today is kept: today.json in the state directory, saved seldom because SD cards wear."""
+
+    def __init__(self, state: Path | None) -> None:
+        self._path = state and state / "today.json"
+        self._saved_at = float("-inf")
+        self._said = False
+
+    def load(self) -> Today:
+        """Return what an earlier run saved; a new one if there is none, or none that can be used."""
+        try:
+            content = _read(self._path) if self._path else b""
+        except OSError:
+            return Today()
+        try:
+            fields = json.loads(content)
+            today = Today(**{name: fields[name] for name in asdict(Today())})
+            numbers = [value for name, value in asdict(today).items() if name != "day"]
+            time.strptime(today.day, "%Y-%m-%d")
+            if all(isinstance(number, int | float) and math.isfinite(number) for number in numbers) and all(
+                0 <= number < _MOST_KWH for number in numbers[1:]
+            ):
+                return today
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        if content:
+            _log.warning("%s cannot be read: the page's energy of today begins anew", self._path)
+        return Today()
+
+    def save(self, today: Today, now: float) -> None:
+        """Save it if it was not for a while; `now` in monotonic seconds, infinity to save in any case."""
+        if self._path is None or now - self._saved_at < SAVE_EVERY_S:
+            return
+        self._saved_at = now
+        new = self._path.with_suffix(".new")
+        try:
+            number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(number, "w", encoding="ascii") as file:
+                json.dump(asdict(today), file)
+            new.replace(self._path)
+        except OSError as error:
+            _log.debug("the energy of today is not saved: %s", error)
+
+
+def load_history(state: Path | None, seconds: int) -> list[tuple[float, int | None, int | None]]:
+    """Return points (epoch s, produced W, consumed W) of the last `seconds` in history.json; none if there is none.
+
+    The demo writes it, so that its page begins with a graph.
+    """
+    try:
+        points = json.loads(_read(state / "history.json") if state else "[]")
+        now = time.time()
+        return [(at, p, c) for at, p, c in points if now - seconds < at <= now and _watts(p) and _watts(c)]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return []
+
+
+def _read(path: Path) -> bytes:
+    """Return a file's content, at most 1 MiB, following no link. Raises OSError."""
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(number, "rb") as file:
+        return file.read(_MOST_BYTES)
+
+
+def _watts(value: object) -> bool:
+    return value is None or isinstance(value, int)

@@ -1,0 +1,99 @@
+"""The energy of today, for the page."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envoy2emon.live.today import GAP_S, SAVE_EVERY_S, Today, TodayFile, load_history
+
+NOON = time.mktime((2026, 6, 21, 12, 0, 0, 0, 0, -1))
+MIDNIGHT = NOON - 12 * 3600
+
+
+@pytest.mark.parametrize(
+    ("p", "c", "expected"),
+    [
+        (3600, 1200, {"produced": 3.6, "consumed": 1.2, "out": 2.4, "into": 0}),
+        (1200, 3600, {"produced": 1.2, "consumed": 3.6, "out": 0, "into": 2.4}),
+        (None, 3600, {"produced": 0, "consumed": 3.6, "out": 0, "into": 0}),
+        (3600, None, {"produced": 3.6, "consumed": 0, "out": 0, "into": 0}),
+    ],
+)
+def test_watts_become_kwh(p: int | None, c: int | None, expected: dict[str, float]) -> None:
+    """An hour of constant watts is exact; what is not known counts nothing."""
+    today = Today().add(NOON, float("inf"), p, c)
+    for second in range(1, 3601):
+        today = today.add(NOON + second, 1.0, p, c)
+    assert today.shown() == pytest.approx({**expected, "since": NOON})
+
+
+def test_gaps_are_left_out() -> None:
+    """A silence of more than ten seconds counts nothing, one of up to ten seconds does."""
+    today = Today().add(NOON, float("inf"), 3600, 0)
+    today = today.add(NOON + GAP_S, GAP_S, 3600, 0)
+    today = today.add(NOON + 100, 90.0, 3600, 0)
+    assert today.produced == pytest.approx(3600 * GAP_S / 3_600_000)
+
+
+def test_a_day_begins_at_midnight() -> None:
+    """What was counted yesterday is no more, and a day that was seen from its beginning has no `since`."""
+    today = Today().add(MIDNIGHT - 2, float("inf"), 1000, 0).add(MIDNIGHT - 1, 1.0, 1000, 0)
+    assert today.produced > 0
+    today = today.add(MIDNIGHT, 1.0, 1000, 500)
+    assert today.shown() == {"produced": 0, "consumed": 0, "out": 0, "into": 0, "since": None}
+    assert Today().add(NOON, 1.0, 1, 1).shown()["since"] == NOON
+
+
+def test_a_restart_goes_on(tmp_path: Path) -> None:
+    """What was counted is saved every five minutes and at the end, privately, and not more often."""
+    file = TodayFile(tmp_path)
+    today = Today().add(NOON, float("inf"), 1000, 0).add(NOON + 1, 1.0, 1000, 0)
+    file.save(today, 0.0)
+    saved = (tmp_path / "today.json").read_bytes()
+    assert (tmp_path / "today.json").stat().st_mode & 0o077 == 0
+    more = today.add(NOON + 2, 1.0, 1000, 0)
+    file.save(more, SAVE_EVERY_S - 1)
+    assert (tmp_path / "today.json").read_bytes() == saved
+    file.save(more, float("inf"))
+    assert TodayFile(tmp_path).load() == more
+
+
+GOOD = {"day": "2026-06-21", "since": NOON, "produced": 1.0, "consumed": 2.0, "out": 0.5, "into": 1.5}
+BAD = st.one_of(
+    st.binary(max_size=300),
+    st.tuples(st.sampled_from(sorted(GOOD)), st.floats() | st.text(max_size=9) | st.none() | st.just(1e9)).map(
+        lambda change: json.dumps({**GOOD, change[0]: change[1]}).encode()
+    ),
+)
+
+
+@given(BAD)
+def test_any_damage_is_a_day_or_a_new_one(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    """Whatever the files hold, the page starts, with numbers that are some."""
+    folder = tmp_path_factory.mktemp("state")
+    for name in ("today.json", "history.json"):
+        (folder / name).write_bytes(content)
+    today = TodayFile(folder).load()
+    assert 0 <= today.produced < 10_000
+    today.add(NOON, 1.0, 1, 1).shown()
+    assert load_history(folder, 900) == []
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    """A link in the place of a file is as good as no file."""
+    (tmp_path / "elsewhere").write_text(json.dumps(GOOD))
+    (tmp_path / "today.json").symlink_to("elsewhere")
+    assert TodayFile(tmp_path).load() == Today()
+
+
+def test_history_of_the_last_minutes(tmp_path: Path) -> None:
+    """Points that are too old or of the future are left out."""
+    now = time.time()
+    points = [[now - 1000, 1, 1], [now - 10, 5, None], [now - 5, None, 7], [now + 99, 1, 1]]
+    (tmp_path / "history.json").write_text(json.dumps(points))
+    assert load_history(tmp_path, 900) == [(now - 10, 5, None), (now - 5, None, 7)]
+    assert load_history(None, 900) == []
