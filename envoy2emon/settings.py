@@ -234,7 +234,8 @@ def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Set
     file.read(path, required=required)
     given = {name: environ.get(name) or file.texts.get(name, "") for name in _BY_NAME}
     for name in _SECRETS:
-        keep_secret(given[name])
+        for secret in (given[name], file.texts.get(name, "")):
+            keep_secret(secret)
     named = {name for name in environ if name.startswith(PREFIXES)}
     if not (file.texts or named or file.problems):
         file.problems.append(f"{file.shown} is missing or holds no setting: {_COPY}")
@@ -380,7 +381,7 @@ class _File:
             self.problems.append(f"{self.shown}, line {line}: {_why_wrong(raw)}")
         elif name and not re.fullmatch(r"\w+", name):
             if name.upper().startswith(PREFIXES):
-                self.problems.append(f"{self.shown}, line {line}: expected NAME=value")
+                self.problems.append(f"{self.shown}, line {line}: {_why_wrong(raw)}")
         elif name:
             if self.texts.get(name, text) != text:
                 self.warnings.append(f"{name} stands in {self.shown} more than once: line {line} counts")
