@@ -22,12 +22,13 @@ from envoy2emon.demo.emoncms import (
     AnswersLate,
     Cuts,
     Dies,
+    Failure,
     HoldsUp,
     StandInEmonCMS,
 )
 
 # EmonCMS away, as a post may find it.
-FAULTS = {
+FAULTS: dict[str, Failure] = {
     "500": Answers(500),
     "502": PHP_DOWN,
     "MariaDB down": MARIADB_DOWN,
