@@ -106,9 +106,9 @@ class Backlog:
             self._changed.notify()
 
     def put_back(self, rows: Sequence[Row]) -> None:
-        """Let rows wait again, in front of all others; the oldest block has dates."""
+        """Let rows wait again, in front of all others."""
         with self._saving, self._changed:
-            oldest = self._blocks.popleft() if self._blocks else None
+            oldest = self._blocks.popleft() if self._blocks and self._blocks[0].dated else None
             joined = Block([*rows, *(oldest.rows() if oldest else [])], oldest.since if oldest else self._clock())
             self._blocks.appendleft(joined)
             if oldest and oldest.number is not None:
@@ -145,7 +145,8 @@ class Backlog:
             with self._changed:
                 if self._blocks and self._blocks[0] is block:
                     self._blocks.popleft()
-            self._forget_on_disk([block])
+                still_saved = self._any_saved()
+            self._forget_on_disk([block], still_saved=still_saved)
 
     def save(self, ahead: float | None, *, now: bool = False) -> None:
         """Write to disk what has waited for SAVE_AFTER_S, or all of it if `now`, and drop what has waited too long.
@@ -161,7 +162,8 @@ class Backlog:
                 for block in new:
                     block.pack()  # a day of them would take 400 MB loose
                 lost = list(self._beyond_bounds())
-            self._forget_on_disk(lost)
+                still_saved = self._any_saved()
+            self._forget_on_disk(lost, still_saved=still_saved)
             self._save([block for block in new if block not in lost], ahead)
         self._say_losses(sum(len(block.times) for block in lost))
 
@@ -196,9 +198,12 @@ class Backlog:
             size -= len(block.packed)
             yield block
 
-    def _forget_on_disk(self, gone: list[Block]) -> None:
+    def _any_saved(self) -> bool:
+        return any(block.number is not None for block in self._blocks)
+
+    def _forget_on_disk(self, gone: list[Block], *, still_saved: bool) -> None:
         saved = [block.number for block in gone if block.number is not None]
-        if saved and not any(block.number is not None for block in self._blocks):
+        if saved and not still_saved:
             self._disk.clear()
         else:
             for number in saved:
