@@ -28,7 +28,7 @@ def test_watts_become_kwh(p: int | None, c: int | None, expected: dict[str, floa
     today = Today().add(NOON, float("inf"), p, c)
     for second in range(1, 3601):
         today = today.add(NOON + second, 1.0, p, c)
-    assert today.shown() == pytest.approx({**expected, "since": NOON})
+    assert today.shown(NOON) == pytest.approx({**expected, "since": NOON})
 
 
 def test_gaps_are_left_out() -> None:
@@ -44,8 +44,17 @@ def test_a_day_begins_at_midnight() -> None:
     today = Today().add(MIDNIGHT - 2, float("inf"), 1000, 0).add(MIDNIGHT - 1, 1.0, 1000, 0)
     assert today.produced > 0
     today = today.add(MIDNIGHT, 1.0, 1000, 500)
-    assert today.shown() == {"produced": 0, "consumed": 0, "out": 0, "into": 0, "since": None}
-    assert Today().add(NOON, 1.0, 1, 1).shown()["since"] == NOON
+    nothing = {"produced": 0, "consumed": 0, "out": 0, "into": 0, "since": None}
+    assert today.shown(MIDNIGHT) == nothing
+    assert Today().add(NOON, 1.0, 1, 1).shown(NOON) == {**nothing, "since": NOON}
+
+
+def test_yesterday_is_not_today() -> None:
+    """Before the first reading of a day nothing is shown."""
+    assert Today().shown(NOON) is None
+    yesterday = Today().add(MIDNIGHT - 1, 1.0, 1000, 0)
+    assert yesterday.shown(MIDNIGHT - 1)
+    assert yesterday.shown(MIDNIGHT) is None
 
 
 def test_a_restart_goes_on(tmp_path: Path) -> None:
@@ -60,6 +69,14 @@ def test_a_restart_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "today.json").read_bytes() == saved
     file.save(more, float("inf"))
     assert TodayFile(tmp_path).load() == more
+
+
+def test_nothing_read_is_nothing_to_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run without a reading leaves no file, and none is no damage."""
+    TodayFile(tmp_path).save(Today(), float("inf"))
+    assert not list(tmp_path.iterdir())
+    assert TodayFile(tmp_path).load() == Today()
+    assert caplog.text == ""
 
 
 GOOD = {"day": "2026-06-21", "since": NOON, "produced": 1.0, "consumed": 2.0, "out": 0.5, "into": 1.5}
@@ -79,7 +96,8 @@ def test_any_damage_is_a_day_or_a_new_one(tmp_path_factory: pytest.TempPathFacto
         (folder / name).write_bytes(content)
     today = TodayFile(folder).load()
     assert 0 <= today.produced < 10_000
-    today.add(NOON, 1.0, 1, 1).shown()
+    json.dumps(today.shown(NOON), allow_nan=False)
+    json.dumps(today.add(NOON, 1.0, 1, 1).shown(NOON), allow_nan=False)
     assert load_history(folder, 900) == []
 
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import re
 import socket
+from functools import cache
 from pathlib import Path
 
 MAX_VIEWERS = 32
@@ -76,10 +77,14 @@ def listener(listen: str) -> socket.socket:
 
 
 def _reply(status: str, content_type: str, body: bytes | None, *headers: str) -> bytes:
-    policy = _NOTHING
-    if inline := _INLINE_TEXT.findall(body or b""):
-        policy += _INLINE.format(*(base64.b64encode(hashlib.sha256(text).digest()).decode() for text in inline))
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", "Cache-Control: no-store", "Connection: close"]
-    lines += ["Referrer-Policy: no-referrer", "X-Content-Type-Options: nosniff", policy, *headers]
+    lines += ["Referrer-Policy: no-referrer", "X-Content-Type-Options: nosniff", _policy(body or b""), *headers]
     lines += [] if body is None else [f"Content-Length: {len(body)}"]
     return "\r\n".join((*lines, "", "")).encode() + (body or b"")
+
+
+@cache
+def _policy(body: bytes) -> str:
+    if inline := _INLINE_TEXT.findall(body):
+        return _NOTHING + _INLINE.format(*(base64.b64encode(hashlib.sha256(text).digest()).decode() for text in inline))
+    return _NOTHING

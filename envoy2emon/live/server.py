@@ -8,11 +8,11 @@ import asyncio
 import hashlib
 import json
 import logging
-import socket  # noqa: TC003 - the annotation is of a field, read by people
+import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -26,8 +26,11 @@ NOISE_W = 10
 HISTORY_S = 900
 # Connections that do not watch, in all and from one address: a process has 1024 descriptors, the backlog needs some.
 MAX_ASKING, MAX_ASKING_EACH = 64, 16
+# Seconds from one connection to the next: who floods the page takes no more than this of the daemon's processor.
+BETWEEN_S = 0.02
 TRY_AGAIN_S = 60.0
-MAX_REQUEST = 8 * 1024
+# Of one connection; browsers send a request of 400 to 900 bytes in one piece, and then nothing.
+MAX_REQUEST, MAX_PIECES = 8 * 1024, 50
 REQUEST_S = 10
 HEARTBEAT_S = 15
 RETRY_MS = 3000
@@ -85,6 +88,7 @@ class Live:
         self._patience = STALE_S
         self._asking: Counter[str] = Counter()
         self._viewers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself does not keep them
 
     def start(self) -> None:
         """Listen and serve; what prevents it is in `trouble` and the log, and it is tried again every minute."""
@@ -128,10 +132,11 @@ class Live:
             if await self._stopped_within(TRY_AGAIN_S):
                 return
             self._open()
-        server = await asyncio.start_server(self._connected, sock=self._listener, limit=MAX_REQUEST)
-        while not await self._stopped_within(HEARTBEAT_S):
-            self._send(b": no news\n\n" + _event("alive", self._state()))
-        server.close()
+        with self._listener:
+            self._listener.setblocking(False)  # noqa: FBT003 - the name of its only parameter is nobody's
+            self._keep(self._accept(self._listener))
+            while not await self._stopped_within(HEARTBEAT_S):
+                self._send(b": no news\n\n" + self._alive())
 
     async def _stopped_within(self, seconds: float) -> bool:
         try:
@@ -140,9 +145,22 @@ class Live:
             return False
         return True
 
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            with suppress(OSError):  # gone already, or the process has no descriptors left
+                client, _ = await self._loop.sock_accept(listener)
+                reader, writer = await asyncio.open_connection(sock=client, limit=MAX_REQUEST)
+                self._keep(self._connected(reader, writer))
+            await asyncio.sleep(BETWEEN_S)
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _show(self, at: float, watts: dict[str, int | None]) -> None:
         epoch = time.time() - (self._clock() - at)
-        self._today = self._today.add(epoch, at - self._read_at, watts["p"], watts["c"])
+        before, self._today = self._today, self._today.add(epoch, at - self._read_at, watts["p"], watts["c"])
         self._read_at = at
         self._file.save(self._today, self._clock())
         second = int(at)
@@ -153,7 +171,10 @@ class Live:
         self._patience = max(self._patience, STALE_S + 2 * burst)
         # The contract's event; its id is its second, by which the page draws a burst as it was measured.
         self._latest = b"id: %d\n" % second + _event("solar_data", watts)
-        self._send(self._latest)
+        self._send(self._latest if self._today is before else self._alive() + self._latest)
+
+    def _alive(self) -> bytes:
+        return _event("alive", self._state())
 
     def _state(self) -> dict[str, object]:
         # What the page needs to date readings by its own clock: seconds by ours, and how long a silence is no fault.
@@ -163,7 +184,7 @@ class Live:
             "last": last,
             "patience": self._patience,
             "page": self._page_name,  # a page of another name is old
-            "today": self._today.shown(),
+            "today": self._today.shown(time.time()),
         }
 
     def _first_events(self) -> bytes:
@@ -185,7 +206,7 @@ class Live:
         try:
             if self._asking[address] <= MAX_ASKING_EACH and self._asking.total() <= MAX_ASKING:
                 await self._answer(reader, writer, address)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except OSError:
             pass  # gone, or too slow (TimeoutError is an OSError), or no browser
         finally:
             if writer in self._viewers:
@@ -196,7 +217,7 @@ class Live:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
         async with asyncio.timeout(REQUEST_S) as limit:
-            request = await reader.readuntil(b"\r\n\r\n")
+            request = await _request(reader)
             answer, events_follow = live_http.answer(request, self._page, len(self._viewers))
             writer.write(answer)
             if events_follow:
@@ -207,13 +228,27 @@ class Live:
             else:
                 writer.write_eof()
             # Nothing more is expected: reading on tells when the other side has gone.
-            while await reader.read(MAX_REQUEST):
-                pass
+            for _ in range(MAX_PIECES):
+                if not await reader.read(MAX_REQUEST):
+                    break
 
     def _no_longer_asks(self, address: str) -> None:
         self._asking[address] -= 1
         if not self._asking[address]:
             del self._asking[address]
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes:
+    """Return a request's head, and what came with it. Raises ConnectionError where it has no end."""
+    request = b""
+    for _ in range(MAX_PIECES):
+        piece = await reader.read(MAX_REQUEST)
+        request += piece
+        if not piece or len(request) > MAX_REQUEST:
+            break
+        if b"\r\n\r\n" in request:
+            return request
+    raise ConnectionError
 
 
 def _event(name: str, data: object) -> bytes:

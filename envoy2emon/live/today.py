@@ -5,7 +5,6 @@ It is a figure for the wall: EmonCMS's own feeds are the record. Gaps in the rea
 
 import json
 import logging
-import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ GAP_S = 10.0
 SAVE_EVERY_S = 300.0
 # A day counts as whole if the first reading came this early.
 WHOLE_WITHIN_S = 600
+LONGEST_DAY_S = 25 * 3600
 _MOST_KWH = 10_000.0  # of a day
 _MOST_BYTES = 1024 * 1024
 
@@ -35,7 +35,7 @@ class Today:
 
     def add(self, epoch: float, seconds: float, p: int | None, c: int | None) -> "Today":
         """Count watts that were read at this time, `seconds` after the reading before; return it, or the new day."""
-        day = time.strftime("%Y-%m-%d", time.localtime(epoch))
+        day = _day(epoch)
         today = self if day == self.day else Today(day, epoch)
         if 0 < seconds <= GAP_S and today is self:
             hours = seconds / 3_600_000
@@ -46,12 +46,12 @@ class Today:
                 today.into += max(c - p, 0) * hours
         return today
 
-    def shown(self) -> dict[str, float | None]:
-        """Return what the page shows: kWh, and since when in epoch s if the day is not whole."""
-        midnight = time.mktime(time.strptime(self.day, "%Y-%m-%d")) if self.day else self.since
-        whole = self.since - midnight < WHOLE_WITHIN_S
+    def shown(self, epoch: float) -> dict[str, float | None] | None:
+        """Return what the page shows: kWh, and since when in epoch s if the day is not whole; None on another day."""
+        if self.day != _day(epoch):
+            return None
         kwh = {name: round(getattr(self, name), 3) for name in ("produced", "consumed", "out", "into")}
-        return {**kwh, "since": None if whole else round(self.since)}
+        return {**kwh, "since": None if self.since - _midnight(self.day) < WHOLE_WITHIN_S else round(self.since)}
 
 
 class TodayFile:
@@ -71,13 +71,10 @@ class TodayFile:
         try:
             fields = json.loads(content)
             today = Today(**{name: fields[name] for name in asdict(Today())})
-            numbers = [value for name, value in asdict(today).items() if name != "day"]
-            time.strptime(today.day, "%Y-%m-%d")
-            if all(isinstance(number, int | float) and math.isfinite(number) for number in numbers) and all(
-                0 <= number < _MOST_KWH for number in numbers[1:]
-            ):
+            kwh = (today.produced, today.consumed, today.out, today.into)
+            if 0 <= today.since - _midnight(today.day) < LONGEST_DAY_S and all(0 <= each < _MOST_KWH for each in kwh):
                 return today
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             pass
         if content:
             _log.warning("%s cannot be read: the page's energy of today begins anew", self._path)
@@ -85,7 +82,7 @@ class TodayFile:
 
     def save(self, today: Today, now: float) -> None:
         """Save it if it was not for a while; `now` in monotonic seconds, infinity to save in any case."""
-        if self._path is None or now - self._saved_at < SAVE_EVERY_S:
+        if self._path is None or not today.day or now - self._saved_at < SAVE_EVERY_S:
             return
         self._saved_at = now
         new = self._path.with_suffix(".new")
@@ -109,6 +106,14 @@ def load_history(state: Path | None, seconds: int) -> list[tuple[float, int | No
         return [(at, p, c) for at, p, c in points if now - seconds < at <= now and _watts(p) and _watts(c)]
     except (OSError, ValueError, TypeError, RecursionError):
         return []
+
+
+def _day(epoch: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(epoch))
+
+
+def _midnight(day: str) -> float:
+    return time.mktime(time.strptime(day, "%Y-%m-%d"))
 
 
 def _read(path: Path) -> bytes:
