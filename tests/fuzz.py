@@ -200,7 +200,9 @@ def run(minutes: float, seed: int) -> int:
 
 def main() -> int:
     """Read the arguments."""
-    parser = argparse.ArgumentParser(description="Spoil what the neighbours of both daemons answer, at random.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description="Spoil what the neighbours of both daemons answer, at random."
+    )
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=Random().randrange(10**6))
     arguments = parser.parse_args()

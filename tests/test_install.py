@@ -116,6 +116,7 @@ def test_from_install_to_purge(machine: Machine) -> None:
 
         settings = edit_for(machine, envoy, emoncms)
         start(machine, emoncms, begin)
+        as_a_user(machine)
         verdicts = shell(machine, check)
         assert {line.split()[0] for line in verdicts.splitlines()} == {"ok"}, verdicts
         assert len(re.findall(r"^ok    units      envoy2emon(_inv)? runs: ", verdicts, re.MULTILINE)) == 2, verdicts
@@ -138,6 +139,26 @@ def test_from_install_to_purge(machine: Machine) -> None:
         start(machine, emoncms, begin)
         install(machine, "--purge")
         assert machine.run("find", "/opt", "/usr/local", "/etc", "/var/lib", "/var/log", "-name", "envoy2emon*") == ""
+
+
+def as_a_user(machine: Machine) -> None:
+    """Try the demo by the README's line, in a copy of the checkout, as somebody without rights."""
+    (line,) = commands("Try it")
+    machine.run("useradd", "--create-home", "--shell", "/bin/sh", "pi")
+    machine.run("cp", "--recursive", "/mnt", "/home/pi/checkout")
+    machine.run("chown", "--recursive", "pi:", "/home/pi/checkout")
+    words = (
+        "runuser",
+        "-u",
+        "pi",
+        "--",
+        "env",
+        "HOME=/home/pi",
+        *(f"{name}={value}" for name, value in OFFLINE.items()),
+    )
+    done = machine.enter(*words, "sh", "-c", f"cd ~/checkout && {line} --seconds 4")
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    assert re.search(rb"^ +\d\d:\d\d +\d+ W ", done.stdout, re.MULTILINE), done.stdout.decode()
 
 
 def edit_for(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> str:
