@@ -236,7 +236,7 @@ def test_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     viewer.event("history")
     assert viewer.until(b"\n\n").startswith(b": ")
     alive = viewer.event("alive")
-    assert alive.keys() == {"now", "last", "patience", "page", "today"}
+    assert alive.keys() == {"now", "last", "patience", "run", "page", "today"}
     assert len(alive["page"]) == 8
     page.close()
     viewer.to_end()

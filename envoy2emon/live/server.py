@@ -79,6 +79,7 @@ class Live:
         self._page = Path(__file__).with_name("page.html").read_bytes()
         self._page_name = hashlib.sha256(self._page).hexdigest()[:8]
         ahead = time.time() - clock()
+        self._run_name = round(time.time(), 3)
         self._history = deque[tuple[int, int | None, int | None]](maxlen=HISTORY_S)
         self._history.extend((int(at - ahead), p, c) for at, p, c in load_history(state, HISTORY_S))
         self._file = TodayFile(state)
@@ -183,6 +184,7 @@ class Live:
             "now": round(self._clock(), 1),
             "last": last,
             "patience": self._patience,
+            "run": self._run_name,  # the clock of another run may be another one
             "page": self._page_name,  # a page of another name is old
             "today": self._today.shown(time.time()),
         }
