@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from envoy2emon import words
 from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from tests.certificates import Certificate, self_signed
@@ -35,6 +36,12 @@ def until(holds: Callable[[], bool], limit: float = 10.0) -> None:
     while not holds():
         assert time.monotonic() < end, f"not within {limit} s"
         Event().wait(0.005)
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test hide the words of another one."""
+    monkeypatch.setattr(words, "secrets", set())
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """How the daemons live as processes: start, READY, STATUS, WATCHDOG, SIGTERM, exit codes, log files, secrets."""
 
-import os
 import re
 import signal
 import socket
@@ -282,23 +281,6 @@ def test_a_second_daemon_of_a_kind_ends(daemon: StartDaemon, tmp_path: Path, com
     second.start()
     second.wait_for_notify("READY=1")
     assert second.terminate()[0] == 0
-
-
-def test_root_leaves_no_file_that_the_service_cannot_use(daemon: StartDaemon, tmp_path: Path) -> None:
-    """`sudo envoy2emon stream` by hand goes on as the user to whom the service's state belongs."""
-    if os.geteuid():
-        pytest.skip("only root can become another user")
-    state = tmp_path / "state"
-    state.mkdir()
-    for folder in (state, *(parent for parent in tmp_path.parents if str(parent).startswith("/tmp/pytest"))):
-        folder.chmod(0o755)
-    tmp_path.chmod(0o755)
-    os.chown(state, 65534, 65534)
-    process = daemon("stream", environment={"STATE_DIRECTORY": str(state)})
-    process.wait_for_notify("READY=1")
-    assert "Uid:\t65534\t65534\t65534\t65534" in Path(f"/proc/{process.process.pid}/status").read_text()
-    assert process.terminate()[0] == 0
-    assert {path.stat().st_uid for path in state.iterdir()} == {65534}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2])

@@ -26,12 +26,6 @@ each_alone = hypothesis_settings(
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test hide the words of another one."""
-    monkeypatch.setattr(words, "secrets", set())
-
-
 @pytest.fixture
 def env(tmp_path: Path) -> Path:
     """Name a `.env` in a directory of its own."""
