@@ -1,10 +1,13 @@
 """The live page inside the stream daemon: posts come first."""
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import time
-from threading import Event, Thread
-from typing import Self
+from pathlib import Path
+from threading import Event
 
 from envoy2emon.demo.emoncms import HoldsUp, StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
@@ -38,50 +41,62 @@ def paced(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, count: int) -> list[fl
     return sorted(took)
 
 
-class Nuisances:
-    """Slow, endless, many and malformed requests at once, until the end of the `with`."""
+# Slow, endless, many and malformed requests, as fast as another computer can send them: at the lowest priority, because
+# here they would take the processor from what is measured.
+NUISANCE = """
+import os, socket, sys
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+kind, held = sys.argv[2], []
+while True:
+    try:
+        client = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 1)
+        if kind == "many":
+            client.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
+            client.recv(65536)
+        elif kind == "malformed":
+            client.sendall(b"a?" * 4000 + b"\\r\\n\\r\\n")
+            client.recv(65536)
+        elif kind == "slow":
+            held = [*held, client][-100:]
+            client.sendall(b"G")
+        else:
+            client.sendall(b"GET /events HTTP/1.1\\r\\n\\r\\n")
+            while True:
+                client.sendall(b"x" * (1 if kind == "drip" else 65536))
+    except OSError:
+        pass
+"""
 
-    def __init__(self, port: int) -> None:
-        self._port, self._ended = port, Event()
 
-    def __enter__(self) -> Self:
-        """Begin."""
-        self._threads = [
-            Thread(target=self._ask, args=(bad,)) for bad in (b"G", b"a?" * 4000, b" " * 9000, b"\r\n\r\n")
-        ]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End."""
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, bad: bytes) -> None:
-        while not self._ended.wait(0.02):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1) as client:
-                client.sendall(bad)
-                client.settimeout(0.02)
-                client.recv(65536)
+def processor_seconds(pid: int) -> float:
+    """Return what a process has taken of the processor."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """With 32 viewers and every kind of bad request, 99 of 100 posts take at most twice as long as without."""
+    """With 31 viewers and every kind of bad request, 99 of 100 posts take at most twice as long as without.
+
+    What all those requests take of the processor is bounded, so that it is true on a slower computer as well.
+    """
     port = free_port()
     stream = daemon("stream", LIVE_LISTEN=f"127.0.0.1:{port}")
     stream.wait_for_line("INFO live page on")
     envoy.wait_for_stream()
     alone = paced(envoy, emoncms, 100)
     with contextlib.ExitStack() as stack:
-        for _ in range(32):
+        for _ in range(31):
             stack.enter_context(watch(port))
-        with Nuisances(port):
-            disturbed = paced(envoy, emoncms, 100)
-    print(f"p99 {alone[98] * 1e3:.1f} ms alone, {disturbed[98] * 1e3:.1f} ms with viewers and bad requests")
+        for kind in ("many", "malformed", "slow", "drip", "endless"):
+            nuisance = stack.enter_context(subprocess.Popen([sys.executable, "-c", NUISANCE, str(port), kind]))
+            stack.callback(nuisance.kill)
+        before, began = processor_seconds(stream.process.pid), time.monotonic()
+        disturbed = paced(envoy, emoncms, 100)
+        share = (processor_seconds(stream.process.pid) - before) / (time.monotonic() - began)
+    print(f"p99 {alone[98] * 1e3:.1f} ms alone, {disturbed[98] * 1e3:.1f} ms disturbed, {share:.0%} of a processor")
     # The least of what may be twice as much: a computer that tests has other things to do.
     assert disturbed[98] < max(2 * alone[98], 0.05)
+    assert share < 0.5
     assert envoy.open_streams == 1
 
 

@@ -30,7 +30,7 @@ MAX_ASKING, MAX_ASKING_EACH = 64, 16
 BETWEEN_S = 0.02
 TRY_AGAIN_S = 60.0
 # Of one connection; browsers send a request of 400 to 900 bytes in one piece, and then nothing.
-MAX_REQUEST, MAX_PIECES = 8 * 1024, 50
+MAX_REQUEST, MAX_PIECES = 8 * 1024, 16
 REQUEST_S = 10
 HEARTBEAT_S = 15
 RETRY_MS = 3000
