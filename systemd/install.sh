@@ -10,7 +10,9 @@ program=/opt/envoy2emon
 command=/usr/local/bin/envoy2emon
 units=/etc/systemd/system
 settings=/etc/envoy2emon/.env
-python=/usr/bin/python3 # Debian's own: another one may lie in a home, which the units cannot see
+# Debian's own: another one may lie in a home, which the units cannot see. Always with -I, because root must not run a module
+# that lies in the folder from which this was called.
+python=/usr/bin/python3
 names='envoy2emon envoy2emon_inv'
 
 stop() {
@@ -25,12 +27,12 @@ check_machine() {
 
 check_python() {
     [ -x "$python" ] || stop "there is no $python: sudo apt-get install python3"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         stop "$("$python" --version) is too old: 3.11 or newer is needed, so Raspberry Pi OS bookworm or newer"
 }
 
 add_venv() { # Debian keeps ensurepip, which a virtual environment needs, in a package of its own
-    "$python" -c 'import ensurepip' 2>/dev/null && return
+    "$python" -I -c 'import ensurepip' 2>/dev/null && return
     command -v apt-get >/dev/null || stop "Python's ensurepip is missing: install your system's package for python3-venv"
     echo "Installing python3-venv"
     export DEBIAN_FRONTEND=noninteractive
@@ -44,8 +46,8 @@ build() { # beside the running program, which stays as it is until the new one i
     trap 'exit 130' INT TERM HUP
     rm -rf "$program.new"
     echo "Building $program"
-    if ! { "$python" -m venv "$program.new" &&
-        "$program.new/bin/pip" install --quiet --no-cache-dir --disable-pip-version-check \
+    if ! { "$python" -I -m venv "$program.new" &&
+        "$program.new/bin/python" -I -m pip install --quiet --no-cache-dir --disable-pip-version-check \
             --constraint "$checkout/systemd/constraints.txt" "$checkout"; }; then
         stop "the Python packages cannot be installed: is there a network? What was installed before is unchanged"
     fi

@@ -1,6 +1,6 @@
 """A throw-away machine with a real systemd: boot-systemd.sh keeps it, nsenter drives it.
 
-The law of this file: nothing that a test does in the machine outlives it or reaches the computer that runs the test.
+Nothing that a test does in the machine outlives it or reaches the computer that runs the test.
 """
 
 import ctypes

@@ -49,7 +49,8 @@ def kept(name: str, *command: str) -> Path:
         shutil.rmtree(new, ignore_errors=True)
         new.parent.mkdir(parents=True, exist_ok=True)
         made = subprocess.run([*command, str(new)], check=False, capture_output=True, text=True)
-        assert made.returncode == 0, made.stderr
+        if made.returncode != 0:
+            skip_or_fail(f"{name} cannot be fetched, is there a network? {made.stderr[-500:]}", "REQUIRE_SYSTEMD")
         new.rename(path)
     return path
 
@@ -57,6 +58,8 @@ def kept(name: str, *command: str) -> Path:
 @pytest.fixture(scope="session")
 def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Put a checkout, and the wheels that pip needs, where machines see them."""
+    if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
+        skip_or_fail("making a fresh Debian takes root and mmdebstrap", "REQUIRE_SYSTEMD")
     share = tmp_path_factory.mktemp("share")
     share.chmod(0o755)
     for name in CHECKOUT:
@@ -69,8 +72,6 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["bookworm", "trixie"])
 def machine(request: pytest.FixtureRequest, share: Path) -> Iterator[Machine]:
     """Boot a fresh Debian."""
-    if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
-        skip_or_fail("making a fresh Debian takes root and mmdebstrap", "REQUIRE_SYSTEMD")
     with Machine(kept(request.param, *ROOT, request.param), share) as machine:
         yield machine
 
@@ -83,8 +84,13 @@ def shell(machine: Machine, line: str) -> str:
 
 
 def install(machine: Machine, *options: str, checkout: str = "/mnt") -> str:
-    """Run install.sh, which has to succeed without a complaint, and return its words."""
-    done = machine.enter(f"{checkout}/systemd/install.sh", *options, environ=OFFLINE)
+    """Run install.sh, which has to succeed without a complaint, and return its words.
+
+    Root runs nothing of the folder that it is in, where modules lie that Python would take for its own.
+    """
+    here = "mkdir -p /srv/here && cd /srv/here && for name in venv ensurepip pip sys; do echo 1/0 >$name.py; done"
+    command = f'{here} && exec {checkout}/systemd/install.sh "$@"'
+    done = machine.enter("sh", "-c", command, "sh", *options, environ=OFFLINE)
     assert (done.returncode, done.stderr.decode()) == (0, "")
     return done.stdout.decode()
 
@@ -205,18 +211,17 @@ def upgrade(machine: Machine) -> None:
 
 
 def test_refusals_leave_all_as_it_was(machine: Machine) -> None:
-    """Not root, no systemd, no network, a Python too old: a clear sentence, and nothing half done."""
+    """Not root, no systemd, no network, a Python too old: a clear sentence, and what was installed is unchanged."""
+    machine.write(Path("/opt/envoy2emon/installed"), "before")
     machine.write(Path("/etc/apt/apt.conf.d/once"), 'Acquire::Retries "0";')
     refuses(machine, "must be run as root", "setpriv", "--reuid=65534", "--clear-groups")
     refuses(machine, "does not run systemd", "unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run; "$@"', "sh")
     machine.run("sh", "-c", "mv /var/cache/apt/archives/*.deb /srv")
     refuses(machine, "python3-venv cannot be installed: is there a network?")
     machine.run("sh", "-c", "mv /srv/*.deb /var/cache/apt/archives")
-    refuses(machine, "the Python packages cannot be installed: is there a network?")
-    install(machine)
-    refuses(machine, "What was installed before is unchanged")
+    refuses(machine, "is there a network? What was installed before is unchanged")
     assert machine.enter("/mnt/systemd/install.sh", "--help").returncode == 0
     assert machine.enter("/mnt/systemd/install.sh", "--nonsense").returncode == 2
     machine.run("rm", "/usr/bin/python3")
-    machine.write(Path("/usr/bin/python3"), '#!/bin/sh\necho Python 3.9.2\n[ "$1" != -c ]\n', "0755")
+    machine.write(Path("/usr/bin/python3"), '#!/bin/sh\necho Python 3.9.2\n[ "$2" != -c ]\n', "0755")
     refuses(machine, "Python 3.9.2 is too old")
