@@ -77,8 +77,8 @@ def processor_seconds(pid: int) -> float:
 def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
     """With 31 viewers and every kind of bad request at once, posts take at most twice as long as without.
 
-    What all those requests take of the processor is bounded, so that it is true on a slower computer as well. The slowest
-    tenth of the posts is the other tests' doing; with a processor to itself 99 of 100 posts keep to it.
+    What all those requests take of the processor is bounded, so that it is true on a slower computer as well. The
+    slowest tenth of the posts is the other tests' doing; with a processor to itself 99 of 100 posts keep to it.
     """
     port = free_port()
     stream = daemon("stream", LIVE_LISTEN=f"127.0.0.1:{port}")
