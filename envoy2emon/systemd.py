@@ -138,7 +138,8 @@ class Daemon(Generic[T]):
         """
         self._notify("READY=1")
         while True:
-            wanted = look()
+            # What has come is taken first: a burst is dated by when its parts came, however late they are looked at.
+            wanted = look() if self.inbox.empty() else 0.0
             now = self._clock()
             if now >= self._next_tick:
                 self._report(tick())

@@ -210,6 +210,34 @@ def test_a_disk_in_trouble_is_said_once_and_tried_again(tmp_path: Path, caplog: 
     assert drained(made(tmp_path / "state" / "stream.sqlite", time), 0) == expected(0, 1, 2)
 
 
+def test_what_a_disk_did_not_delete_is_deleted_later(tmp_path: Path) -> None:
+    """A disk that was in trouble while rows were delivered does not bring them back."""
+    path = tmp_path / "state" / "stream.sqlite"
+    backlog = made(path)
+    backlog.append([row(1)])
+    backlog.save(EPOCH, now=True)
+    path.parent.rename(tmp_path / "away")
+    (tmp_path / "state").write_text("a file where the directory should be")
+    drained(backlog)
+    (tmp_path / "state").unlink()
+    (tmp_path / "away").rename(path.parent)
+    backlog.save(EPOCH)
+    assert not path.exists()
+
+
+def test_a_file_that_is_damaged_meanwhile_is_made_anew(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was on it waits in memory all the same, and is saved again."""
+    backlog = made(path)
+    backlog.append([row(1)])
+    backlog.save(EPOCH, now=True)
+    path.write_bytes(b"damaged")
+    backlog.append([row(2)])
+    for _ in range(2):
+        backlog.save(EPOCH, now=True)
+    assert "cannot be read" in caplog.text
+    assert drained(made(path), 0) == expected(1, 2)
+
+
 def test_without_a_directory_rows_wait_in_memory(caplog: pytest.LogCaptureFixture) -> None:
     """A user without a home has no state, and is told once."""
     backlog = made(None)

@@ -174,6 +174,39 @@ def test_saved_dates_become_final_before_the_post(site: Site) -> None:
     assert site.arrived == [*dates(1001, 5), dates(1001, 5)[-1]]
 
 
+def test_all_saved_dates_become_final_when_emoncms_is_heard(site: Site) -> None:
+    """A kill in the midst of draining leaves no block on disk with dates by the computer's wrong clock."""
+    site.time.wrong = 40.0
+    site.emoncms.away = True
+    for _ in range(3):
+        site.read(5)
+        site.delivery.attempt()
+        site.delivery.save(now=True)
+    site.emoncms.away = False
+    site.delivery.attempt()
+    site.restart()
+    site.deliver()
+    assert sorted(set(site.arrived)) == dates(1001, 15)
+    assert kwh_error(site.account) == 0
+
+
+def test_a_stop_in_doubt_leaves_it_to_the_next_run(site: Site) -> None:
+    """At SIGTERM nobody can wait for a server that goes on applying: what it may lack is not sent, but saved."""
+    site.read(20)
+    site.emoncms.failures.append(Failure(5, later=True))
+    site.delivery.attempt()
+    posts = len(site.emoncms.posts)
+    ended = Thread(target=posts.__class__)
+    ended.start()
+    site.delivery.finish(ended)
+    site.delivery.run(lambda: None)
+    assert len(site.emoncms.posts) == posts
+    site.restart()
+    site.deliver()
+    assert sorted(set(site.arrived)) == dates(1001, 20)
+    assert kwh_error(site.account) == 0
+
+
 def test_a_row_that_is_rejected_alone_is_dropped_with_the_servers_words(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,6 +37,7 @@ class Block:
         self.dated = isinstance(rows[0], Row)
         self.since = since
         self.number: int | None = None
+        self.guessed = False  # on disk its dates are by this computer's clock, for EmonCMS was not heard
         self.packed = b""
         self._inputs: Sequence[Mapping[str, Decimal]] | None = [row.inputs for row in rows]
 
@@ -82,8 +83,9 @@ class Backlog:
         self._clock, self._wall = clock, wall
         self._saving = threading.Lock()  # guards the disk, and is taken before _changed
         self._changed = threading.Condition()
-        now, epoch = clock(), wall()
-        self._blocks = deque(Block.from_disk(saved, now - max(0.0, epoch - saved.since)) for saved in disk.load())
+        now = clock()
+        self._blocks = deque(Block.from_disk(saved, now) for saved in disk.load())
+        self._gone: list[int] = []  # delivered or dropped, but still on a disk that was in trouble
         self._loose: list[Row | Undated] = []
         self._since = now  # when the first loose row came
         self._number = max((block.number or 0 for block in self._blocks), default=0)
@@ -107,14 +109,15 @@ class Backlog:
 
     def put_back(self, rows: Sequence[Row]) -> None:
         """Let rows wait again, in front of all others."""
-        with self._saving, self._changed:
-            oldest = self._blocks.popleft() if self._blocks and self._blocks[0].dated else None
-            joined = Block([*rows, *(oldest.rows() if oldest else [])], oldest.since if oldest else self._clock())
-            self._blocks.appendleft(joined)
+        with self._saving:
+            with self._changed:
+                oldest = self._blocks.popleft() if self._blocks and self._blocks[0].dated else None
+                joined = Block([*rows, *(oldest.rows() if oldest else [])], oldest.since if oldest else self._clock())
+                self._blocks.appendleft(joined)
             if oldest and oldest.number is not None:
                 joined.number = oldest.number  # on disk too they take its place
                 joined.pack()
-                self._disk.save([self._saved(joined, joined.number, 0.0)])
+                self._disk.save([Saved(joined.number, joined.dates(0.0), joined.packed)])
 
     def oldest(self, patience: float) -> Block | None:
         """Return the oldest block as soon as there is a row; None after so many seconds, or after hurry(), without."""
@@ -139,14 +142,18 @@ class Backlog:
                 if block.number is not None:
                     self._disk.redate(block.number, block.dates(0.0))
 
+    def correct(self, ahead: float) -> None:
+        """Replace dates on disk that are by this computer's clock, because now EmonCMS's is known to be `ahead`."""
+        with self._saving:
+            self._correct(ahead)
+
     def done(self, block: Block) -> None:
         """Forget a block: EmonCMS has it, or will not have it."""
         with self._saving:
             with self._changed:
                 if self._blocks and self._blocks[0] is block:
                     self._blocks.popleft()
-                still_saved = self._any_saved()
-            self._forget_on_disk([block], still_saved=still_saved)
+            self._forget_on_disk([block])
 
     def save(self, ahead: float | None, *, now: bool = False) -> None:
         """Write to disk what has waited for SAVE_AFTER_S, or all of it if `now`, and drop what has waited too long.
@@ -162,24 +169,34 @@ class Backlog:
                 for block in new:
                     block.pack()  # a day of them would take 400 MB loose
                 lost = list(self._beyond_bounds())
-                still_saved = self._any_saved()
-            self._forget_on_disk(lost, still_saved=still_saved)
+            self._forget_on_disk(lost)
             self._save([block for block in new if block not in lost], ahead)
+            self._correct(ahead)
         self._say_losses(sum(len(block.times) for block in lost))
 
     def _save(self, blocks: list[Block], ahead: float | None) -> None:
         if not blocks:
             return
-        ahead = self._wall() - self._clock() if ahead is None else ahead
-        saved = [self._saved(block, self._number + i, ahead) for i, block in enumerate(blocks, 1)]
+        by = self._wall() - self._clock() if ahead is None else ahead
+        saved = [Saved(self._number + i, block.dates(by), block.packed) for i, block in enumerate(blocks, 1)]
         if self._disk.save(saved):
             self._number += len(blocks)
             for block, each in zip(blocks, saved, strict=True):
-                block.number = each.number
+                block.number, block.guessed = each.number, ahead is None
+        elif self._disk.renewed:  # all of it is saved anew by the next look
+            self._disk.renewed = False
+            with self._changed:
+                for block in self._blocks:
+                    block.number = None
 
-    def _saved(self, block: Block, number: int, ahead: float) -> Saved:
-        since = block.since + self._wall() - self._clock()
-        return Saved(number, since, block.dates(ahead), block.packed)
+    def _correct(self, ahead: float | None) -> None:
+        with self._changed:
+            guessed = [block for block in self._blocks if block.guessed]
+        if ahead is not None:
+            for block in guessed:
+                if block.number is not None:
+                    self._disk.redate(block.number, block.dates(ahead))
+                block.guessed = False
 
     def _close_block(self) -> Block:
         # An inverter's report may be older than another's that came before it: a post is in order of date.
@@ -198,16 +215,14 @@ class Backlog:
             size -= len(block.packed)
             yield block
 
-    def _any_saved(self) -> bool:
-        return any(block.number is not None for block in self._blocks)
-
-    def _forget_on_disk(self, gone: list[Block], *, still_saved: bool) -> None:
-        saved = [block.number for block in gone if block.number is not None]
-        if saved and not still_saved:
-            self._disk.clear()
-        else:
-            for number in saved:
-                self._disk.delete(number)
+    def _forget_on_disk(self, blocks: list[Block]) -> None:
+        """Delete blocks from the disk, and those that it did not delete before; needs _saving alone."""
+        self._gone += [block.number for block in blocks if block.number is not None]
+        if self._gone:
+            with self._changed:
+                last = not any(block.number is not None for block in self._blocks)
+            if self._disk.delete(self._gone, last=last):
+                self._gone = []
 
     def _say_losses(self, count: int) -> None:
         """Log the rows that were dropped: the first at once, then once an hour."""

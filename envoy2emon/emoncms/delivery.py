@@ -74,6 +74,8 @@ class Delivery:
         while True:
             turned()
             last = self._stopping.is_set()
+            if last and self._in_doubt:
+                return  # the next run asks what became of the last post
             wait = self.attempt()
             if last:
                 return
@@ -130,7 +132,10 @@ class Delivery:
     def _hear(self) -> None:
         """Ask for the first time: the answer teaches the clock that dates rows, and what an earlier run dated last."""
         shown = self._emoncms.shown()
-        self._emoncms.clock.given(max(shown.values(), default=0))
+        clock = self._emoncms.clock
+        clock.given(max(shown.values(), default=0))
+        if clock.ahead is not None:
+            self._backlog.correct(clock.ahead)
         self.outage.ends()
 
     def _deliver(self, block: Block) -> None:
@@ -142,36 +147,38 @@ class Delivery:
         self._in_doubt = True
         self._post(lacking, rows)
 
-    def _post(self, rows: list[Row], block: list[Row]) -> None:
+    def _post(self, rows: list[Row], all_rows: list[Row]) -> None:
         if not rows:
             return
         try:
             self._emoncms.post(rows)
         except Rejected as trouble:
             if len(rows) == 1:
-                self._reject(rows[0], str(trouble), block)
+                self._reject(rows[0], str(trouble), all_rows)
             else:
                 for row in self._lacking(rows):  # those before the bad one are applied
-                    self._post([row], block)
+                    self._post([row], all_rows)
         else:
             self._rejected, self._takes_none = [], False
 
-    def _reject(self, row: Row, words: str, block: list[Row]) -> None:
+    def _reject(self, row: Row, words: str, all_rows: list[Row]) -> None:
         """Drop a row that is rejected alone; keep it, and those dropped before it, if EmonCMS takes none."""
-        self._rejected.append(row)
+        if row not in self._rejected:  # it may be tried again because a later one failed
+            self._rejected.append(row)
         if self._takes_none or len(self._rejected) >= MOST_REJECTED:
             self._takes_none = True
-            before, self._rejected = [each for each in self._rejected if each not in block], []
+            before, self._rejected = [each for each in self._rejected if each not in all_rows], []
             if before:
                 self._backlog.put_back(before)
             raise TakesNone(words)
         _log.error("EmonCMS: rejects a row (%s), which is dropped: %s", words, row.json()[:300])
 
     def _lacking(self, rows: list[Row]) -> list[Row]:
-        """Ask which of the rows EmonCMS may lack, until it stands still."""
+        """Ask which of the rows EmonCMS may lack, until two answers in a row are equal."""
         before, shown = None, self._emoncms.shown()
         while (lacking := not_applied(rows, shown)) != before:
-            self._stopping.wait(ASK_AGAIN_S)
+            if self._stopping.wait(ASK_AGAIN_S):
+                raise Unavailable("the daemon stops before it knows what EmonCMS has")
             before, shown = lacking, self._emoncms.shown()
         return self._without_the_fatal(lacking, shown)
 

@@ -18,10 +18,10 @@ from pathlib import Path
 _OURS = 0x65326502  # SQLite's application_id: "e2e", layout 2; version 1.0 had another layout
 _LAYOUT = f"""
     PRAGMA application_id = {_OURS};
-    CREATE TABLE blocks (number INTEGER PRIMARY KEY, since REAL NOT NULL, dates TEXT NOT NULL, packed BLOB NOT NULL);
+    CREATE TABLE blocks (number INTEGER PRIMARY KEY, dates TEXT NOT NULL, packed BLOB NOT NULL);
 """
-# One row of inputs as rows.inputs_json() writes it; a number has 40 characters at most (gateway/readings.py).
-_INPUTS = re.compile(r'\{"[\w-]{1,80}":-?\d[\d.eE+-]{0,40}(,"[\w-]{1,80}":-?\d[\d.eE+-]{0,40})*\}', re.ASCII)
+# One row of inputs as rows.inputs_json() writes it; a number came in 40 characters at most (gateway/readings.py).
+_INPUTS = re.compile(r'\{"[\w-]{1,80}":-?\d[\d.eE+-]{0,60}(,"[\w-]{1,80}":-?\d[\d.eE+-]{0,60})*\}', re.ASCII)
 # 100 rows of 36 inputs have 130 kB.
 _MOST_UNPACKED = 4 * 1024 * 1024
 _MOST_NUMBER = 2**53
@@ -34,10 +34,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A block on disk. since: when its first row was appended, epoch s; packed: what pack() made of its inputs."""
+    """A block on disk; packed: what pack() made of its inputs."""
 
     number: int
-    since: float
     dates: list[int]
     packed: bytes
 
@@ -65,6 +64,7 @@ class Disk:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._in_trouble = False
+        self.renewed = False  # the file was set aside, and with it what was saved
 
     def load(self) -> list[Saved]:
         """Return what an earlier run left, oldest first."""
@@ -80,24 +80,23 @@ class Disk:
 
     def save(self, blocks: Sequence[Saved]) -> bool:
         """Write blocks in one transaction, in place of those with the same numbers; tell whether the disk has them."""
-        entries = [(block.number, block.since, json.dumps(block.dates), block.packed) for block in blocks]
-        return self._do(lambda file: file.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", entries))
+        entries = [(block.number, json.dumps(block.dates), block.packed) for block in blocks]
+        return self._do(lambda file: file.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", entries))
 
     def redate(self, number: int, dates: Sequence[int]) -> None:
         """Replace a saved block's dates."""
         self._do(lambda file: file.execute("UPDATE blocks SET dates = ? WHERE number = ?", (json.dumps(dates), number)))
 
-    def delete(self, number: int) -> None:
-        """Forget a block."""
-        self._do(lambda file: file.execute("DELETE FROM blocks WHERE number = ?", (number,)))
-
-    def clear(self) -> None:
-        """Remove the file, because no block waits in it."""
-        try:
-            if self._path:
+    def delete(self, numbers: Iterable[int], *, last: bool) -> bool:
+        """Forget blocks, and the file with the last of them; tell whether the disk did."""
+        entries = [(number,) for number in numbers]
+        done = self._do(lambda file: file.executemany("DELETE FROM blocks WHERE number = ?", entries))
+        if done and last and self._path:
+            try:
                 self._path.unlink(missing_ok=True)
-        except OSError as error:
-            self._say(error)
+            except OSError as error:
+                self._say(error)
+        return done
 
     def _do(self, work: Callable[[sqlite3.Connection], object]) -> bool:
         if self._path is None:
@@ -118,6 +117,7 @@ class Disk:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = sqlite3.connect(path, timeout=1)
         try:
+            file.execute("PRAGMA synchronous = EXTRA")  # a power cut brings nothing back that was deleted
             _lay_out(file)
         except BaseException:
             file.close()
@@ -135,6 +135,7 @@ class Disk:
         except OSError as trouble:
             self._say(trouble)
         else:
+            self.renewed = True
             _log.warning("the saved backlog %s cannot be read (%s): it is now %s", path, error, aside.name)
 
     def _say(self, trouble: object) -> None:
@@ -151,13 +152,13 @@ def _lay_out(file: sqlite3.Connection) -> None:
         file.executescript(_LAYOUT)
 
 
-def _checked(number: object, since: object, dates: object, packed: object) -> Saved:
+def _checked(number: object, dates: object, packed: object) -> Saved:
     """Make a block of what the file holds. Raises ValueError for whatever does not fit."""
-    if not (isinstance(number, int) and 0 < number < _MOST_NUMBER and isinstance(since, float)):
-        raise ValueError("a block's number or time is damaged")
+    if not (isinstance(number, int) and 0 < number < _MOST_NUMBER):
+        raise ValueError("a block's number is damaged")
     if not (isinstance(dates, str) and _DATES.fullmatch(dates) and isinstance(packed, bytes)):
         raise ValueError("a block's dates are damaged")
-    block = Saved(number, since, json.loads(dates), packed)
+    block = Saved(number, json.loads(dates), packed)
     if len(unpack(packed)) != len(block.dates):
         raise ValueError("a block lacks rows")
     return block
