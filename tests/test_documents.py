@@ -1,10 +1,11 @@
 """What the documents say is what the code does."""
 
+import ast
 import re
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.certificates import Certificate
 from tests.conftest import StartDaemon
 from tests.daemons import PROJECT
 from tests.enlighten import Enlighten
+from tests.ledger import Verdict
 from tests.readme import README, code, commands, rows, section
 
 RELIABILITY = (PROJECT / ".github" / "RELIABILITY.md").read_text("utf-8")
@@ -32,6 +34,7 @@ SYMPTOMS = rows(section("When something does not work"))
 FIRMWARE = rows(section("Which firmware do I have, and what do I need?"))
 UNITS = {path.stem for path in (PROJECT / "systemd").glob("*.service")}
 YEAR = 365 * 86_400
+DIALECT = r"\b(couriers?|knocks?|mends?|flights?|inquiry|heels?|machines?|anew|an envoy|the envoy)\b"
 # Every line that the README's reader copies, and the test that runs it, or holds it to what runs it.
 RUN_BY = {
     "Try it": "test_demo.py::test_the_readmes_line_in_a_fresh_clone",
@@ -225,7 +228,7 @@ def test_the_inputs_table() -> None:
     assert {DEFAULTS["EMONCMS_NODE"], DEFAULTS["EMONCMS_INVERTERS_NODE"], "SERIAL_wNow", "SERIAL_wMax"} <= set(
         code(text)
     )
-    assert "a week before the newest" in text
+    assert "a week older than the newest" in " ".join(text.split())
     assert DEAD_AFTER_S == 7 * 86_400
 
 
@@ -234,20 +237,31 @@ def test_the_live_pages_figures() -> None:
     assert f"up to {live_http.MAX_VIEWERS} viewers" in " ".join(section("The live page").split())
 
 
-def test_the_cost_table_is_the_benchmarks() -> None:
-    """Each row of the table has the words of a figure that `python -m tests.benchmark` prints."""
+def test_the_figures_are_those_that_the_commands_print() -> None:
+    """Each row of a table of figures is called as `python -m tests.soak` or `python -m tests.benchmark` calls it."""
     counts = {name: f"{value:,}".replace(",", " ") for name, value in vars(Size()).items()}
-    printed = {label.format(**counts) for label, _, _ in TABLE.values()}
-    cost = re.search(r"^## Cost$.*", RELIABILITY, re.DOTALL | re.MULTILINE)
-    assert cost
-    assert len(rows(cost[0])) > 10
-    assert {label for label, *_ in rows(cost[0])} <= printed
+    faults = [*(name.replace("_", " ") for name in asdict(Verdict())), "kWh error", "largest memory"]
+    costs = [label.format(**counts) for label, _, _ in TABLE.values()]
+    told, shortly = (
+        [[row[0] for row in rows(table)] for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+        for text in (RELIABILITY, section("Reliability and cost"))
+    )
+    assert [label for labels in told for label in labels] == [*faults, *costs]
+    assert set(shortly[-1]) < set(costs)
 
 
 def test_one_term_for_one_thing() -> None:
-    """The documents have no word of the project's old dialect, and "nett" stands for the page alone."""
-    for text in DOCUMENTS:
-        assert not re.search(r"\b(couriers?|knocks?|mends?|flights?|inquiry|heels?|rooms?)\b", text, re.IGNORECASE)
+    """What a person reads has no word of the project's old dialect; the device is called gateway."""
+    package = [path for path in (PROJECT / "envoy2emon").rglob("*.py") if "demo" not in path.parts]
+    strings = [
+        node.value
+        for path in package
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    read = [*DOCUMENTS, *((PROJECT / "systemd").glob("*.s*")), PROJECT / "envoy2emon" / "live" / "page.html"]
+    for text in [*strings, *(each if isinstance(each, str) else each.read_text("utf-8") for each in read)]:
+        assert not re.search(DIALECT, text, re.IGNORECASE), text[:200]
         assert not re.search(r"/work|/root/|localhost:\d{5}", text)
     assert not re.search(r"\bNett\b", README.partition("## The live page")[0].replace("consuming and nett", ""))
 
