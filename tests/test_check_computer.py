@@ -46,7 +46,7 @@ def test_backlog(check: Check) -> None:
     saved = check.state / "stream.sqlite"
     for number, count in (1, 30), (2, 11):
         inputs = [inputs_json({"prod_ph-a_wNow": Decimal(each)}) for each in range(count)]
-        assert Disk(saved).save([Saved(number, float(NOW), [NOW + each for each in range(count)], pack(inputs))])
+        assert Disk(saved).save([Saved(number, [NOW + each for each in range(count)], pack(inputs))])
     content, changed = saved.read_bytes(), saved.stat().st_mtime_ns
     check().say("warn", "backlog", "up to 41 rows of the stream wait in ", "when EmonCMS answers")
     assert (saved.read_bytes(), saved.stat().st_mtime_ns) == (content, changed)

@@ -259,8 +259,8 @@ def test_one_term_for_one_thing() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    read = [*DOCUMENTS, *((PROJECT / "systemd").glob("*.s*")), PROJECT / "envoy2emon" / "live" / "page.html"]
-    for text in [*strings, *(each if isinstance(each, str) else each.read_text("utf-8") for each in read)]:
+    files = [*(PROJECT / "systemd").glob("*.s*"), PROJECT / "envoy2emon" / "live" / "page.html"]
+    for text in [*strings, *DOCUMENTS, *(file.read_text("utf-8") for file in files)]:
         assert not re.search(DIALECT, text, re.IGNORECASE), text[:200]
         assert not re.search(r"/work|/root/|localhost:\d{5}", text)
     assert not re.search(r"\bNett\b", README.partition("## The live page")[0].replace("consuming and nett", ""))
