@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from envoy2emon import words
 from envoy2emon.words import clean, keep_secret
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -17,12 +16,6 @@ TRICKY = 'it\'s "#1" \\ pa/ss&wörd😀'
 # What a password may be: the stars that replace it are no part of it, and it is too long for an ordinary word.
 SECRETS = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="*"), min_size=16, max_size=40)
 each_alone = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
-
-
-@pytest.fixture(autouse=True)
-def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test hide the words of another one."""
-    monkeypatch.setattr(words, "secrets", set())
 
 
 @each_alone
