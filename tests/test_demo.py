@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,13 +16,10 @@ from pathlib import Path
 import pytest
 
 from envoy2emon.demo.day import Day
-from tests.daemons import PROJECT, skip_or_fail
+from tests.daemons import PROJECT
 
 Demo = Callable[..., "subprocess.Popen[str]"]
 ROW = r"^ \d\d:\d\d +.*W +\d+$"
-ENVIRONMENT = {
-    name: os.environ[name] for name in os.environ if name.startswith(("PATH", "HOME", "PIP_", "SSL_", "COVERAGE"))
-}
 
 
 @pytest.fixture
@@ -160,30 +156,3 @@ def test_the_day_adds_up() -> None:
             made, net = (event[section][phase]["p"] for section in ("production", "net-consumption"))
             assert total["p"] == pytest.approx(made + net)
             assert made > 0 if 7 <= hour <= 20 else -2 <= made <= 0
-
-
-def test_the_readmes_line_in_a_fresh_clone(tmp_path: Path) -> None:
-    """The README's very line sets up and runs the demo in a checkout of what git tracks, and nothing else."""
-    if not (shutil.which("git") and (PROJECT / ".git").exists()):
-        pytest.skip("what belongs to the checkout is for git to tell, and this is none")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True)
-    for name in filter(None, listed.stdout.split("\0")):
-        if (PROJECT / name).exists():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
-    readme = (PROJECT / "README.md").read_text("utf-8")
-    line = re.findall(r"^ *(python3 .*envoy2emon demo)$", readme, re.MULTILINE)[0]
-    done = subprocess.run(
-        f"{line} --seconds 4 --listen 127.0.0.1:0",
-        shell=True,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-    )
-    if "Could not find a version" in done.stderr:
-        skip_or_fail("pip finds no packages: there is no network", "REQUIRE_SYSTEMD")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"EmonCMS has received [1-9]\d* rows", done.stdout)

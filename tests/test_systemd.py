@@ -165,17 +165,20 @@ def test_the_journal_has_levels(machine: Machine, envoy: SimulatedEnvoy, emoncms
 
 
 def test_a_stop_waits_for_nobody(machine: Machine, emoncms: StandInEmonCMS, settings: dict[str, str]) -> None:
-    """`systemctl stop` takes under two seconds while the gateway is silent and EmonCMS does not answer."""
+    """`systemctl stop` waits neither for a gateway that is silent nor for EmonCMS that does not answer.
+
+    systemd would kill after ten seconds; half of that leaves time for a computer that is busy with other tests.
+    """
     emoncms.fault = HoldsUp()
     machine.run("systemctl", "start", *BOTH)
     emoncms.wait_for(lambda: emoncms.requests >= len(BOTH))
-    stop_within(machine, 2.0)
+    stop_within(machine, 5.0)
     with machine.network(), socket.create_server(("127.0.0.1", 0)) as silent:
         write(machine, settings | {"ENVOY_HOST": f"127.0.0.1:{silent.getsockname()[1]}"})
         machine.run("systemctl", "start", *BOTH)
         for _ in BOTH:
             silent.accept()[0].detach()
-        stop_within(machine, 2.0)
+        stop_within(machine, 5.0)
 
 
 def stop_within(machine: Machine, limit: float) -> None:
