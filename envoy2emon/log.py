@@ -77,7 +77,7 @@ def _file_handler(file: Path) -> logging.Handler:
     class PlainFile(WatchedFileHandler):
         def _open(self) -> TextIOWrapper:
             if file.exists() and not file.is_file():  # to open a FIFO waits, to open a device may do anything
-                raise OSError(errno.EINVAL, "it is no plain file")
+                raise OSError(errno.EINVAL, "it is not a plain file")
             return super()._open()
 
         def emit(self, record: logging.LogRecord) -> None:

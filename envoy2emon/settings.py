@@ -23,7 +23,7 @@ from envoy2emon.words import clean, keep_secret
 INSTALLED_ENV_FILE = Path("/etc/envoy2emon/.env")
 PREFIXES = ("ENVOY_", "ENPHASE_", "STREAM_", "INVERTERS_", "EMONCMS_", "BACKLOG_", "LIVE_", "LOG_")
 _COPY = "copy .env.example there and edit it"
-_QUOTE = r"put the value into single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
+_QUOTE = r"put the value in single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
 # A URL that is not valid may hold a password or a key, because the forum scripts had the key there.
 _IN_URL = re.compile(r"^(\w+://).*@|^[^@]*:.*@|\?.+|apikey=.*", re.DOTALL | re.IGNORECASE)
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -143,7 +143,7 @@ def _emoncms_url(text: str) -> str:
         return _lower_scheme(text)
     expected = "http(s)://host/path as in the browser, without user, query and /input"
     if re.search("[?&]apikey=", text, re.IGNORECASE):
-        expected += " (the key belongs into EMONCMS_APIKEY)"
+        expected += " (the key belongs in EMONCMS_APIKEY)"
     base = base if "://" in base else f"http://{base}"
     raise NotValid(expected, base if _url(base) else "")
 
@@ -278,14 +278,14 @@ def _unknown(names: set[str]) -> Iterator[str]:
         near = difflib.get_close_matches(name.upper(), _BY_NAME, 1, 0.8)
         if near or name.upper().startswith(PREFIXES):
             hint = difflib.get_close_matches(name.upper(), _BY_NAME, 1, 0)[0]
-            yield f"{name} is no setting of envoy2emon and is not used: is {hint} meant?"
+            yield f"{name} is not a setting of envoy2emon and is ignored: is {hint} meant?"
 
 
 def _missing(file: "_File", given: Mapping[str, str]) -> dict[str, str]:
     """Say by name what has to be set and is not."""
     problems = {}
     if not given["EMONCMS_APIKEY"]:
-        cure = f"put the write key, found in your EmonCMS under Setup, My Account, into {file.shown}"
+        cure = f"in {file.shown} set it to the write key, found in EmonCMS under Setup, My Account"
         problems["EMONCMS_APIKEY"] = f"EMONCMS_APIKEY is not set: {file.uncomment('EMONCMS_APIKEY') or cure}"
     for name, other in (("ENPHASE_EMAIL", "ENPHASE_PASSWORD"), ("ENPHASE_PASSWORD", "ENPHASE_EMAIL")):
         if given[other] and not given[name]:
@@ -384,7 +384,7 @@ class _File:
                 self.problems.append(f"{self.shown}, line {line}: {_why_wrong(raw)}")
         elif name:
             if self.texts.get(name, text) != text:
-                self.warnings.append(f"{name} stands in {self.shown} more than once: line {line} counts")
+                self.warnings.append(f"{name} is in {self.shown} more than once: line {line} counts")
             self.texts[name] = text
             self._lines[name] = line
             value = raw.partition("=")[2]
@@ -401,5 +401,5 @@ def _why_wrong(raw: str) -> str:
     if not quote:
         return f"expected {name if name in _BY_NAME else 'NAME'}=value"
     if quote not in re.sub(r"\\.", "", rest):
-        return f"the quote in front of {name}'s value is not closed: close it, or {_QUOTE}"
-    return f"{name}'s value goes on behind its closing quote: {_QUOTE}"
+        return f"the quote before {name}'s value is not closed: close it, or {_QUOTE}"
+    return f"{name}'s value continues after its closing quote: {_QUOTE}"

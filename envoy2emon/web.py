@@ -32,10 +32,10 @@ MOST_BYTES = 1024 * 1024
 CONNECT_S = 10.0
 
 _SLOW, _TLS = "does not answer in time", "does not speak TLS as it should"
-_NO_HTTP = "answers something that is no HTTP"
+_NO_HTTP = "answers with something that is not HTTP"
 _NO_NAME = "has a name that cannot be resolved"
 _UNTRUSTED = "has a certificate that this computer does not trust"
-_OTHER = "has another certificate than the one that is set"
+_OTHER = "has a certificate other than the one that is set"
 # The first that fits one of an error's causes says what happened.
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     (

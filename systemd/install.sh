@@ -107,7 +107,7 @@ install_or_upgrade() {
     new=$(for name in $(known_names "$checkout/.env.example"); do
         known_names "$settings" | grep -qx "$name" || printf ' %s' "$name"
     done)
-    [ -z "$new" ] || echo "New settings, described in $checkout/.env.example; $settings does without:$new"
+    [ -z "$new" ] || echo "New settings, described in $checkout/.env.example, that $settings does not have:$new"
     # shellcheck disable=SC2086 # two names
     systemctl try-restart $names || { say_stopped >&2 && stop "upgraded, but not all daemons start: see systemctl status $names"; }
     if [ -n "$new_units" ]; then
@@ -143,7 +143,7 @@ case ${1-} in
     --uninstall)
         check_machine
         uninstall
-        echo "Removed; no daemon runs any more. Kept: the settings in $settings, the backlog and the token in /var/lib/envoy2emon."
+        echo "Removed; the daemons no longer run. Kept: the settings in $settings, the backlog and the token in /var/lib/envoy2emon."
         echo "To install again: sudo $0; to remove these too: sudo $0 --purge"
         ;;
     --purge)

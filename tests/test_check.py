@@ -79,8 +79,8 @@ def test_all_is_well(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEmonCM
     answers.say("ok", "key", "may write")
     answers.say("ok", "inputs", "1 in node Envoy-S,", "1 in node Envoy-S-inverters,")
     answers.say("ok", "clocks", "the gateway's is the same, EmonCMS's is the same")
-    answers.say("ok", "backlog", "nothing saved waits")
-    answers.say("ok", "units", "no systemd runs here")
+    answers.say("ok", "backlog", "no saved rows wait")
+    answers.say("ok", "units", "systemd does not run here")
     assert [len(inputs) for inputs in emoncms.account.nodes.values()] == [1, 1]
     assert emoncms.account.applied == 2
     envoy.wait_for(lambda: envoy.open_streams == 0)
@@ -137,8 +137,8 @@ def test_settings_with_problems(check: Check, envoy: SimulatedEnvoy) -> None:
 def test_settings_by_name(check: Check, emoncms: StandInEmonCMS) -> None:
     """A misspelt setting is a warning with the name that is meant, and what the environment overrides is named."""
     answers = check({"EMONCMS_APIKEY": emoncms.key}, ENVOY_HOTS="envoy", EMONCMS_APIKEY="another")
-    answers.say("warn", "settings", "ENVOY_HOTS is no setting", "ENVOY_HOST")
-    answers.say("ok", "settings", "the environment decides on EMONCMS_APIKEY")
+    answers.say("warn", "settings", "ENVOY_HOTS is not a setting", "ENVOY_HOST")
+    answers.say("ok", "settings", "the environment overrides EMONCMS_APIKEY")
     answers.say("ok", "key")
 
 
@@ -173,7 +173,7 @@ def test_another_gateway(check: Check, gateway7: SimulatedEnvoy) -> None:
     ("changes", "subject", "cure"),
     [
         ({"ENVOY_PASSWORD": "wrong-password"}, "login", "are ENVOY_USER and ENVOY_PASSWORD right?"),
-        ({"ENVOY_PASSWORD": None}, "login", "put ENVOY_PASSWORD into /"),
+        ({"ENVOY_PASSWORD": None}, "login", "set ENVOY_PASSWORD in /"),
         ({"ENVOY_INVERTERS_PASSWORD": "wrong-password"}, "inverters", "are ENVOY_INVERTERS_USER and"),
     ],
 )
@@ -203,7 +203,7 @@ def test_bad_tokens(check: Check, gateway7: SimulatedEnvoy) -> None:
     refused = make_token(gateway7.serial, time.time() + YEAR)
     gateway7.tokens.refused.add(refused)
     for token, words in {
-        None: "this firmware wants a token",
+        None: "this firmware needs a token",
         make_token("999988887777", time.time() + YEAR): "is for the gateway ...7777, this one is ...5678",
         make_token(gateway7.serial, time.time() - YEAR): "ENVOY_TOKEN expired on",
         refused: "the gateway refuses ENVOY_TOKEN",
@@ -230,7 +230,7 @@ def test_enphase(check: Check, gateway7: SimulatedEnvoy) -> None:
         answers = check(**settings | {"ENPHASE_PASSWORD": "wrong-password"})
         answers.say("FAIL", "login", "does not accept ENPHASE_EMAIL and ENPHASE_PASSWORD")
         for path, answer, words in [
-            (LOGIN_PATH, (503, "<html>"), "login is overloaded or under repair (503)"),
+            (LOGIN_PATH, (503, "<html>"), "login is overloaded or under maintenance (503)"),
             (LOGIN_PATH, (200, '{"message": "Too many active sessions.."}'), 'says "Too many active sessions.."'),
             (TOKEN_PATH, (403, "<html>"), "...5678 is not registered to the account ENPHASE_EMAIL"),
             (TOKEN_PATH, (429, ""), "token service was asked too often (429)"),
@@ -282,7 +282,7 @@ SAID: dict[str, list[tuple[str, ...]]] = {
         NO_METERS,
         ("ok", "inverters", "1 with 112 W", "AC batteries, posted beside them but not summed: ...0728"),
     ],
-    "all_silent": [NO_METERS, ("warn", "inverters", "newest report 8 d 0 h ago (...0311)", "hears none of them")],
+    "all_silent": [NO_METERS, ("warn", "inverters", "newest report 8 d 0 h ago (...0311)", "heard from none of them")],
     "empty_reports": [NO_METERS, ("ok", "inverters", "1 with 112 W")],
     "legacy": [NO_METERS, ("ok", "inverters", "1 with 112 W")],
     "load_only": [("ok", "meters", "total-consumption, 3 phases, on"), ("warn", "meters", "set STREAM_NET=calculated")],
@@ -360,7 +360,7 @@ def test_inverters(check: Check, envoy: SimulatedEnvoy) -> None:
         return [{**unit, "lastReportDate": int(time.time()) - seconds} for unit in units]
 
     envoy.inverters = aged(2 * 86_400)
-    check().say("warn", "inverters", "12 with", "newest report 2 d 0 h ago", "hears none of them")
+    check().say("warn", "inverters", "12 with", "newest report 2 d 0 h ago", "heard from none of them")
     dead = [{**unit, "serialNumber": f"9{unit['serialNumber']}"[:12]} for unit in aged(30 * 86_400)]
     envoy.inverters = [*units, *dead, {**units[0], "serialNumber": "122099990000", "lastReportDate": 0}]
     check().say("ok", "inverters", "12 with", "12 treated as removed", "1 without serial number, date or watts")
@@ -435,7 +435,7 @@ def test_a_bug_is_no_answer(check: Check, capsys: pytest.CaptureFixture[str], mo
     assert questions.run(None, environ) == 1
     out = capsys.readouterr().out
     assert "LookupError: in http://***@emonpi (" in out
-    assert "this is a defect of envoy2emon: report it with this line" in out
+    assert "this is a bug in envoy2emon: please report it with this line" in out
     assert "units" in out.splitlines()[-1]
 
 

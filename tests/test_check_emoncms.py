@@ -42,9 +42,9 @@ def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Che
 
 def test_where_emoncms_is_not(check: Check, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> None:
     """A wrong name, a closed port, a wrong path and another server are told apart, each with its cure."""
-    for name, cure in {"no-such-emonpi.local": "avahi-daemon", "no-such-emonpi": "into EMONCMS_URL"}.items():
+    for name, cure in {"no-such-emonpi.local": "avahi-daemon", "no-such-emonpi": "in EMONCMS_URL"}.items():
         answers = check(EMONCMS_URL=f"http://{name}/emoncms")
-        answers.say("FAIL", "EmonCMS", "cannot be resolved", "Put the address of its computer into EMONCMS_URL", cure)
+        answers.say("FAIL", "EmonCMS", "cannot be resolved", "Use the address of its computer in EMONCMS_URL", cure)
         assert "key" not in answers.subjects()
     answers = check(EMONCMS_URL="http://127.0.0.1:1/emoncms")
     answers.say("FAIL", "EmonCMS", "refuses the connection", "its web server running")
@@ -84,19 +84,19 @@ def test_emoncms_in_trouble(check: Check, emoncms: StandInEmonCMS, fault: Failur
 
 def test_keys(check: Check, emoncms: StandInEmonCMS) -> None:
     """The read key and an unknown key are told apart, in versions of 2016 too, and no question leaves an input."""
-    check(EMONCMS_APIKEY=emoncms.read_key).say("FAIL", "key", "is the read key", "put the write key", "/check/.env")
+    check(EMONCMS_APIKEY=emoncms.read_key).say("FAIL", "key", "is the read key", "set the write key", "/check/.env")
     check(EMONCMS_APIKEY="unknown").say("FAIL", "key", "does not know EMONCMS_APIKEY (401)", "My Account")
     for emoncms.account.plain_errors in (False, True):
         answers = check()
         answers.say("ok", "key", "may write")
-        answers.say("warn", "inputs", "none of envoy2emon's in node Envoy-S yet", "systemctl status envoy2emon")
+        answers.say("warn", "inputs", "none from envoy2emon in node Envoy-S yet", "systemctl status envoy2emon")
     assert emoncms.account.nodes == {}
 
 
 def test_version_that_is_not_told(check: Check, emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch) -> None:
     """An EmonCMS without a version is known by its answer to the key; a router's login page is not taken for one."""
     emoncms.fault = Answers(401, "Unauthorized")
-    check().say("FAIL", "EmonCMS", "wants a password of its web server (401)")
+    check().say("FAIL", "EmonCMS", "asks for a password of its web server (401)")
     emoncms.fault = None
     answer, page = emoncms.answer, Answer(200, "<html>Log in</html>")
     monkeypatch.setattr(emoncms, "answer", lambda path, *rest: page if "version" in path else answer(path, *rest))
@@ -128,15 +128,15 @@ def test_proxy_with_its_own_certificate(check: Check, certificate: Certificate) 
     with StandInEmonCMS(tls=certificate.context) as secure, Redirecting() as proxy:
         proxy.target = secure.url.removesuffix("/emoncms")
         pin = f"EMONCMS_CERT_SHA256={certificate.sha256}"
-        check(EMONCMS_URL=proxy.url).say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}", "self-made", pin)
-        check(EMONCMS_URL=secure.url).say("FAIL", "EmonCMS", "does not trust", "self-made", f"set {pin}")
+        check(EMONCMS_URL=proxy.url).say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}", "self-signed", pin)
+        check(EMONCMS_URL=secure.url).say("FAIL", "EmonCMS", "does not trust", "self-signed", f"set {pin}")
         answers = check(EMONCMS_URL=secure.url, EMONCMS_CERT_SHA256="0" * 64)
-        answers.say("FAIL", "EmonCMS", "another certificate than the one that is set", "renewed", pin)
+        answers.say("FAIL", "EmonCMS", "a certificate other than the one that is set", "renewed", pin)
         answers = check(EMONCMS_URL=secure.url, EMONCMS_CERT_SHA256=certificate.sha256)
         answers.say("ok", "key")
         answers = check(EMONCMS_URL=proxy.url, EMONCMS_CERT_SHA256=certificate.sha256)
         answers.say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}")
-        assert "self-made" not in str(answers.lines)
+        assert "self-signed" not in str(answers.lines)
 
 
 def test_http_taken_for_https(check: Check, emoncms: StandInEmonCMS) -> None:
@@ -152,8 +152,8 @@ def test_both_daemons_arrive(check: Check, emoncms: StandInEmonCMS, envoy: Simul
     sensor = [0, METERS, {"temperature": 21, "net_power": 1}]
     bulk(emoncms, [sensor, inverters])
     answers = check()
-    answers.say("warn", "inputs", "none of envoy2emon's in node Envoy-S yet; 2 in node Envoy-S-inverters, the newest")
-    answers.say("warn", "inputs", "Does it run? sudo systemctl status envoy2emon")
+    answers.say("warn", "inputs", "none from envoy2emon in node Envoy-S yet; 2 in node Envoy-S-inverters, the newest")
+    answers.say("warn", "inputs", "Is it running? sudo systemctl status envoy2emon")
     bulk(emoncms, [[OLD, METERS, {"prod_ph-a_wNow": 1}], sensor])
     check().say("warn", "inputs", "1 in node Envoy-S, the newest 15 min old", "systemctl status envoy2emon")
     bulk(emoncms, [meters])
@@ -177,6 +177,6 @@ def test_no_place_for_a_node(check: Check, emoncms: StandInEmonCMS) -> None:
     """An EmonCMS that holds as many nodes as it takes is named where one of ours is missing."""
     bulk(emoncms, [[0, f"node{number}", {"a": 1}] for number in range(31)] + [[0, METERS, {"prod_ph-a_wNow": 1}]])
     answers = check()
-    answers.say("FAIL", "inputs", "EmonCMS holds 32 nodes, the most that it takes, and none is Envoy-S-inverters:")
+    answers.say("FAIL", "inputs", "EmonCMS holds 32 nodes, which is its limit, and none of them is Envoy-S-inverters:")
     bulk(emoncms, [[0, METERS, {"1_wNow": 1}]])
     assert check(EMONCMS_INVERTERS_NODE=METERS).words("inputs") == {"ok"}

@@ -54,7 +54,7 @@ def test_what_systemd_tells() -> None:
             "FAIL  units      envoy2emon_inv has failed (exit-code, exit status 78); last trouble,"
         )
         assert "EMONCMS_APIKEY is not set" in failed
-        assert failed.endswith("Put that right, then: sudo systemctl restart envoy2emon_inv")
+        assert failed.endswith("Fix that, then: sudo systemctl restart envoy2emon_inv")
 
         machine.run("touch", str(SETTINGS))
         machine.run("systemctl", "restart", "envoy2emon_inv")

@@ -64,15 +64,15 @@ BROWSER = "log in with a browser to test"
             '{"isBlocked":true,"message":"x"}',
             "Enphase has blocked the account ENPHASE_EMAIL: log in with a browser",
         ),
-        (200, PAGE, "Enphase's login answers something that is no login: it is tried again later"),
-        (200, "[" * 100_000, "Enphase's login answers something that is no login"),
+        (200, PAGE, "Enphase's login answers with something that is not a login: it is tried again later"),
+        (200, "[" * 100_000, "Enphase's login answers with something that is not a login"),
         (
             200,
             '{"message":"\\ud800\\u001b[31m' + "x" * 999 + '"}',
             "Enphase's login gives no session, and says \"??[31mx",
         ),
         (429, "", "Enphase's login was asked too often (429): it is tried again later"),
-        (503, PAGE, "Enphase's login is overloaded or under repair (503): it is tried again later"),
+        (503, PAGE, "Enphase's login is overloaded or under maintenance (503): it is tried again later"),
         (302, "", "Enphase's login answers 302: it is tried again later"),
         (200, " " * 1_100_000, "Enphase's login answers without end: it is tried again later"),
     ],
@@ -96,7 +96,7 @@ NOT_YOURS = f"gateway {SERIAL} is not registered to the account ENPHASE_EMAIL, o
         (406, '{"message":"no"}', f'Enphase\'s token service gives no token (406), and says "no": {NOT_YOURS}'),
         (401, "Unauthorized", 'Enphase\'s token service answers 401, and says "Unauthorized": it is tried again later'),
         (429, "slow down", 'Enphase\'s token service was asked too often (429), and says "slow down": it is tried'),
-        (500, PAGE, "Enphase's token service is overloaded or under repair (500): it is tried again later"),
+        (500, PAGE, "Enphase's token service is overloaded or under maintenance (500): it is tried again later"),
     ],
 )
 def test_token_service(enlighten: Enlighten, status: int, text: str, words: str) -> None:
@@ -114,7 +114,10 @@ def test_token_service(enlighten: Enlighten, status: int, text: str, words: str)
 )
 def test_no_internet(enlighten: Enlighten, url: str, words: str) -> None:
     """Without Internet the owner is asked for it, in no words of Python's."""
-    assert trouble(enlighten, ENPHASE_LOGIN_URL=url) == f"Enphase's login {words}: has this computer Internet?"
+    assert (
+        trouble(enlighten, ENPHASE_LOGIN_URL=url)
+        == f"Enphase's login {words}: does this computer have Internet access?"
+    )
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
@@ -151,4 +154,4 @@ def test_a_bomb_is_not_unpacked(enlighten: Enlighten) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        assert "answers something that is no login" in trouble(enlighten, ENPHASE_LOGIN_URL=url)
+        assert "answers with something that is not a login" in trouble(enlighten, ENPHASE_LOGIN_URL=url)

@@ -108,7 +108,7 @@ def test_its_clock(info: str, date: str, ahead: float | None) -> None:
     assert found == (None if ahead is None else pytest.approx(ahead, abs=3))
 
 
-NOT_A_GATEWAY = "/info is not that of a gateway: is ENVOY_HOST right?"
+NOT_A_GATEWAY = "/info is not a gateway's: is ENVOY_HOST right?"
 BOMB = (
     "<!DOCTYPE a [" + "".join(f'<!ENTITY e{n} "&e{n - 1};">' for n in range(1000)) + "]><envoy_info>&e999;</envoy_info>"
 )
@@ -243,7 +243,7 @@ def test_wrong_password(envoy: SimulatedEnvoy) -> None:
 def test_no_password(envoy: SimulatedEnvoy) -> None:
     """Firmware below 7 without ENVOY_PASSWORD is Refused in words that say what to put where."""
     with pytest.raises(
-        Refused, match=r"firmware D5\.0\.62 wants the installer's password: put ENVOY_PASSWORD into \.env"
+        Refused, match=r"firmware D5\.0\.62 needs the installer's password: set ENVOY_PASSWORD in \.env"
     ):
         client_of(envoy, ENVOY_PASSWORD="").text(INVERTERS)
 
@@ -373,7 +373,7 @@ def test_no_token_over_plain_http(envoy: SimulatedEnvoy) -> None:
     """Who answers plainly and wants a token does not get it, whatever became of https."""
     envoy.info = site = INFO.decode().replace("</envoy_info>", "<web-tokens>true</web-tokens></envoy_info>")
     assert envoy.firmware in site
-    with pytest.raises(Lost, match="wants a token, which goes out by https only"):
+    with pytest.raises(Lost, match="needs a token, which is only sent over https"):
         client_of(envoy, ENVOY_TOKEN=token_for(envoy)).text(REPORTS)
     assert {request.path for request in envoy.requests} == {"/info"}
 
@@ -382,7 +382,7 @@ def test_no_token(envoy: SimulatedEnvoy) -> None:
     """Where no token can be had, Refused says what to put into .env."""
     envoy.upgrade("D8.3.6086")
     with pytest.raises(
-        Refused, match=r"firmware D8\.3\.6086: this firmware wants a token: put ENPHASE_EMAIL and ENPHASE_PA"
+        Refused, match=r"firmware D8\.3\.6086: this firmware needs a token: set ENPHASE_EMAIL and ENPHASE_PA"
     ):
         client_of(envoy).text(INVERTERS)
 
@@ -394,7 +394,7 @@ def test_pasted_token_is_tried_again(envoy: SimulatedEnvoy) -> None:
     one = client_of(envoy, ENVOY_TOKEN=token)
     envoy.tokens.refused.add(token)
     for _ in range(2):
-        with pytest.raises(Refused, match="the gateway refuses ENVOY_TOKEN: put ENPHASE_EMAIL"):
+        with pytest.raises(Refused, match="the gateway refuses ENVOY_TOKEN: set ENPHASE_EMAIL"):
             one.text(REPORTS)
     envoy.tokens.refused.clear()
     assert "lines" in one.text(REPORTS)
@@ -537,22 +537,28 @@ OK = b"HTTP/1.1 200 OK\r\n"
 LONG = "does not answer within 0.5 s|does not answer within 0 s|does not answer in time"
 ANSWERS: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "closed the connection"),
-    "garbage": (b"\x00\xff\xfe\r\n\r\n", "answers something that is no HTTP"),
-    "ssh": (b"SSH-2.0-OpenSSH_9.2\r\n", "answers something that is no HTTP"),
-    "200 heads": (OK + b"X: y\r\n" * 200 + b"\r\n", "answers something that is no HTTP"),
-    "long head": (OK + b"X: " + b"y" * 100_000 + b"\r\n\r\n", "answers something that is no HTTP"),
-    "charset": (OK + b"Content-Type: multipart/x; boundary*=a\0b''c\r\n\r\n", "answers something that is no HTTP"),
+    "garbage": (b"\x00\xff\xfe\r\n\r\n", "answers with something that is not HTTP"),
+    "ssh": (b"SSH-2.0-OpenSSH_9.2\r\n", "answers with something that is not HTTP"),
+    "200 heads": (OK + b"X: y\r\n" * 200 + b"\r\n", "answers with something that is not HTTP"),
+    "long head": (OK + b"X: " + b"y" * 100_000 + b"\r\n\r\n", "answers with something that is not HTTP"),
+    "charset": (
+        OK + b"Content-Type: multipart/x; boundary*=a\0b''c\r\n\r\n",
+        "answers with something that is not HTTP",
+    ),
     "length of 20 digits": (OK + b"Content-Length: " + b"9" * 20 + b"\r\n\r\nx", "closed the connection"),
-    "two lengths": (OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx", "answers something that is no HTTP"),
+    "two lengths": (
+        OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        "answers with something that is not HTTP",
+    ),
     "cut": (OK + b"Content-Length: 9\r\n\r\nx", "closed the connection"),
     "chunk of 20 digits": (OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 20 + b"\r\nx", "closed the connection"),
-    "chunk of minus 5": (OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nx", "closed the conn|answers something"),
+    "chunk of minus 5": (OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nx", "closed the conn|not HTTP"),
     "chunk of letters": (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nx", "closed the connection"),
     "redirect": (
         b"HTTP/1.1 302 X\r\nLocation: http://[::1\x1b\r\n\r\n" + b"x" * 2_000_000,
         r"a redirect to http://\[::1\?",
     ),
-    "status of 9 digits": (b"HTTP/1.1 999999999 OK\r\n\r\n", "answers something that is no HTTP"),
+    "status of 9 digits": (b"HTTP/1.1 999999999 OK\r\n\r\n", "answers with something that is not HTTP"),
     "101": (b"HTTP/1.1 101 Switch\r\n\r\n", "answers 101"),
     "503": (b"HTTP/1.1 503 Busy\r\n\r\n", "answers 503"),
     "continue": (b"HTTP/1.1 100 Continue\r\n\r\n" * 500, "closed the connection"),

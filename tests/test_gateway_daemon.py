@@ -80,7 +80,7 @@ FAULTS: dict[str, tuple[Callable[[FaultProxy], None], str]] = {
     "reset": (lambda proxy: proxy.cut(reset=True), "closed the connection"),
     "cut in mid-event": (lambda proxy: proxy.cut(after=500), "closed the connection|has ended"),
     "stalled": (lambda proxy: proxy.stall(), "does not answer within 1 s"),
-    "dripping": (lambda proxy: proxy.drip(5), "the stream sends no event for 1 s"),
+    "dripping": (lambda proxy: proxy.drip(5), "the stream has sent no event for 1 s"),
     "flooding": (lambda proxy: proxy.flood(), "the stream sends a line of more than 65536 bytes"),
 }
 
@@ -94,6 +94,7 @@ def test_fault(
     envoy.chunked = False
     process = daemon("stream", ENVOY_HOST=f"http://{proxy.host}:{proxy.port}", STREAM_TIMEOUT_S=1)
     reads(envoy, emoncms)
+    process.wait_for_line("INFO gateway: its meters: ")  # asked for once, after the first reading
     before = process.memory()[1]
     happens(proxy)
     envoy.emit(THREE_PHASE_EVENT)

@@ -171,7 +171,7 @@ def test_user(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCM
     process = daemon("inverters")
     line = process.wait_for_line("ERROR gateway: .*").string
     assert "refuses user envoy (401): are ENVOY_INVERTERS_USER and ENVOY_INVERTERS_PASSWORD right?" in line
-    assert "some firmware wants installer" in line
+    assert "some firmware needs installer" in line
     process.terminate()
     process.settings |= {"ENVOY_INVERTERS_USER": "installer", "ENVOY_INVERTERS_PASSWORD": envoy.password}
     process.start()

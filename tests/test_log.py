@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_had_is_a_warning(tmp_path: Path, capfd: pytest.Ca
     """LOG_FILE without its directory, or that is no plain file, is a WARNING at once; lines go to stderr only."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("fifo")
-    plain = "it is no plain file"
+    plain = "it is not a plain file"
     for file, reason in {
         tmp_path / "no" / "x.log": "No such file or directory",
         tmp_path: plain,

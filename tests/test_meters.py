@@ -34,11 +34,11 @@ def meter(kind: str, state: str = "enabled", **more: Any) -> str:  # noqa: ANN40
         (meter("production"), "production, 3 phases, on"),
         (meter("production", phaseCount=1), "production, 1 phase, on"),
         (meter("net-consumption", "disabled"), "net-consumption, off"),
-        (meter("production", meteringStatus="check-wiring"), "production, 3 phases, on, its wiring is to be checked"),
+        (meter("production", meteringStatus="check-wiring"), "production, 3 phases, on, check its wiring"),
         (meter("storage", meteringStatus="not-metering"), "storage, 3 phases, on, it does not measure"),
         (
             meter("production", statusFlags=["production-imbalance", "power-on-unused-phase"]),
-            "production, 3 phases, on, its phases produce unequally, there is power on a phase that is not in use",
+            "production, 3 phases, on, its phases produce unequal power, there is power on a phase that is not in use",
         ),
         (meter("evse", meteringStatus="new\x1b[31m\nword" + "x" * 99), f"evse, 3 phases, on, new?[31m word{'x' * 27}"),
         (meter("load", statusFlags=[1, None, "odd"], phaseCount=10**30), "load, 1 phase, on, odd"),
@@ -99,7 +99,7 @@ def test_a_net_that_is_calculated_needs_no_advice() -> None:
 def test_other_meters_that_are_off_or_wired_wrongly() -> None:
     """Of the meters beyond production and consumption, and of troubles, only what is posted is said."""
     both = parse_meters(meter("production", meteringStatus="check-wiring")) + parse_meters(meter("storage", "disabled"))
-    wiring = "the meter for production: its wiring is to be checked"
+    wiring = "the meter for production: check its wiring"
     assert advice(both, ("prod",)) == [wiring]
     storage = f"the meter for storage is off: {SETUP}STREAM_SECTIONS=prod"
     assert advice(both, ("prod", "storage")) == [wiring, storage]

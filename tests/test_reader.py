@@ -190,7 +190,7 @@ def test_a_stream_without_events_is_given_up() -> None:
 
     script = Slow([b": still here\n\n"] * 30, STREAM_TIMEOUT_S="10")
     script.run()
-    assert script.reader.outage.reason == "the stream sends no event for 10 s"
+    assert script.reader.outage.reason == "the stream has sent no event for 10 s"
 
 
 def test_a_flood_is_given_up() -> None:
@@ -207,7 +207,7 @@ def test_garbage_costs_no_connection(caplog: pytest.LogCaptureFixture) -> None:
     assert len(script.run()) == 3
     assert script.reader.bad == 5
     assert [words for words in said(caplog, "WARNING") if "skipped" in words] == [
-        "gateway: skipped what is no reading: not JSON: '{\"production\":'"
+        "gateway: skipped something that is not a reading: not JSON: '{\"production\":'"
     ]
 
 
@@ -244,7 +244,7 @@ def test_source(source: str) -> None:
     script = Script(*[MISSING, Refused("no")] * 3, reports=[MISSING, Refused("no")] * 3, STREAM_SOURCE=source)
     script.run()
     assert {page for page, _ in script.asked} == {source}
-    hint = "; STREAM_SOURCE=auto reads the meter reports in its place" if source == "stream" else ""
+    hint = "; STREAM_SOURCE=auto reads the meter reports instead" if source == "stream" else ""
     script = Script(MISSING, reports=[MISSING], STREAM_SOURCE=source)
     script.run()
     assert script.reader.outage.reason == f"answers 404{hint}"
@@ -255,7 +255,7 @@ def test_reports_that_stand_still() -> None:
     still = json.dumps(reports(THREE_PHASE_EVENT, 1717243199))
     script = Script(DENIED, reports=[still] * 20, STREAM_TIMEOUT_S="10")
     script.run()
-    assert script.reader.outage.reason == "the meter reports stand still for 10 s"
+    assert script.reader.outage.reason == "the meter reports have not changed for 10 s"
 
 
 # --- No meters

@@ -20,7 +20,7 @@ KEY = {"EMONCMS_APIKEY": "0123456789abcdef0123456789abcdef"}
 SECRETS = ("ENVOY_PASSWORD", "ENVOY_INVERTERS_PASSWORD", "ENVOY_TOKEN", "ENPHASE_PASSWORD", "EMONCMS_APIKEY")
 LONG_NODE = "drops nodes whose names have more than 16 characters"
 SHORT_NODE = "in FILE set EMONCMS_INVERTERS_NODE=Envoy-inverters"
-QUOTE = r"put the value into single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
+QUOTE = r"put the value in single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
 each_alone = hypothesis_settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200
 )
@@ -182,7 +182,7 @@ MISTAKES = {
     "the URL of the forum scripts with the key": (
         "\nEMONCMS_URL=https://emonpi/input/post.json?node=1&apikey=hunter2hunter2\n",
         ["EMONCMS_URL is 'https://emonpi/input/post.json***': " + URL
-         + " (the key belongs into EMONCMS_APIKEY): set EMONCMS_URL=https://emonpi (in FILE, line 2)"],
+         + " (the key belongs in EMONCMS_APIKEY): set EMONCMS_URL=https://emonpi (in FILE, line 2)"],
     ),
     "a user in a URL": (
         "EMONCMS_URL=http://me:hunter2/@emonpi/emoncms\nENVOY_HOST=me:hunter2@envoy\n",
@@ -191,19 +191,19 @@ MISTAKES = {
     ),
     "a quote that is not closed": (
         "ENVOY_USER=me\r\n\r\n\r\nENVOY_PASSWORD='hunter2\r\nENVOY_HOST=envoy\r\n",
-        [f"FILE, line 4: the quote in front of ENVOY_PASSWORD's value is not closed: close it, or {QUOTE}"],
+        [f"FILE, line 4: the quote before ENVOY_PASSWORD's value is not closed: close it, or {QUOTE}"],
     ),
     "a quote that the next one closes": (
         'export ENPHASE_PASSWORD="hunter2\nENPHASE_EMAIL=me@home\nENVOY_PASSWORD="\n',
-        [f"FILE, line 1: the quote in front of ENPHASE_PASSWORD's value is not closed: close it, or {QUOTE}"],
+        [f"FILE, line 1: the quote before ENPHASE_PASSWORD's value is not closed: close it, or {QUOTE}"],
     ),
     "an apostrophe": (
         "ENVOY_PASSWORD='it's hunter2'\n",
-        [f"FILE, line 1: ENVOY_PASSWORD's value goes on behind its closing quote: {QUOTE}"],
+        [f"FILE, line 1: ENVOY_PASSWORD's value continues after its closing quote: {QUOTE}"],
     ),
     "an apostrophe in front": (
         "ENVOY_PASSWORD='tis\n",
-        [f"FILE, line 1: the quote in front of ENVOY_PASSWORD's value is not closed: close it, or {QUOTE}"],
+        [f"FILE, line 1: the quote before ENVOY_PASSWORD's value is not closed: close it, or {QUOTE}"],
     ),
     "no equals sign": (
         "# comment\n\n  \n\nENVOY_USER\nENVOY_HOST: envoy\njust words\n'=hunter2\nENVOY_PASSWORD:pa=hunter2\n",
@@ -256,7 +256,7 @@ def test_settings_that_emoncms_org_takes(env: Path, url: str) -> None:
     assert read(env, "EMONCMS_URL=http://notemoncms.org\n")[1] == []
 
 
-NO_KEY = "put the write key, found in your EmonCMS under Setup, My Account, into FILE"
+NO_KEY = "in FILE set it to the write key, found in EmonCMS under Setup, My Account"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ NO_KEY = "put the write key, found in your EmonCMS under Setup, My Account, into
         ("EMONCMS_APIKEY=\n", [NO_KEY]),
         ("ENVOY_USER=me\n\n  #EMONCMS_APIKEY=abc\n", ["remove the # in front of it in FILE, line 3"]),
         ("EMONCMS_APIKEY: abc\n", ["FILE, line 1: expected EMONCMS_APIKEY=value"]),
-        ("ENVOY_PASSWORD='hunter2\nEMONCMS_APIKEY='abc'\n", ["FILE, line 1: the quote in front of ENVOY_PASSWORD"]),
+        ("ENVOY_PASSWORD='hunter2\nEMONCMS_APIKEY='abc'\n", ["FILE, line 1: the quote before ENVOY_PASSWORD"]),
     ],
 )
 def test_no_write_key(env: Path, text: str, expected: list[str]) -> None:
@@ -292,7 +292,7 @@ def test_every_problem_at_once(env: Path) -> None:
         f"EMONCMS_APIKEY is not set: {NO_KEY.replace('FILE', str(env))}",
     ]
     assert caught.wrong == {"STREAM_NET", "ENVOY_TOKEN", "STREAM_TIMEOUT_S", "LOG_LEVEL", "EMONCMS_APIKEY"}
-    assert caught.warnings == ["ENVOY_HOS is no setting of envoy2emon and is not used: is ENVOY_HOST meant?"]
+    assert caught.warnings == ["ENVOY_HOS is not a setting of envoy2emon and is ignored: is ENVOY_HOST meant?"]
     assert str(caught) == "; ".join(caught.problems)
 
 
@@ -311,7 +311,7 @@ LEFT = "remove the # in front of it in FILE, line"
          [f"ENVOY_HOST is not set: {LEFT} 1 if you mean it", f"ENVOY_PASSWORD is not set: {LEFT} 2 if you mean it"]),
         ("#ENVOY_HOST=envoy.local\n#ENVOY_PASSWORD=hunter2\nENVOY_TOKEN=a.b.c\n#STREAM_KEYS=wNow\n", []),
         ("ENVOY_USER=hunter1\nENVOY_USER=hunter2\nENVOY_SERIAL=1234567\nENVOY_SERIAL=1234567\n",
-         ["ENVOY_USER stands in FILE more than once: line 2 counts"]),
+         ["ENVOY_USER is in FILE more than once: line 2 counts"]),
         ("PATH=/bin\nTZ=Europe/Berlin\nexport HOME=/\nA-B=c\nKEY='two\nlines'\n", []),
     ],
 )  # fmt: skip
@@ -332,7 +332,7 @@ def test_warnings(env: Path, text: str, expected: list[str]) -> None:
 )
 def test_an_unknown_name_is_a_warning_with_the_nearest(env: Path, name: str, meant: str) -> None:
     """A name that is none of ours, but looks like ours, is named with what is meant; its value is not."""
-    warning = f"{name} is no setting of envoy2emon and is not used: is {meant} meant?"
+    warning = f"{name} is not a setting of envoy2emon and is ignored: is {meant} meant?"
     assert read(env, f"{name}=hunter2\n")[1] == [warning]
 
 

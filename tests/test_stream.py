@@ -185,7 +185,7 @@ def test_nothing_invented(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: S
         {"net_ph-b_wNow": Decimal("-2114.25"), "net_ph-b_rmsVoltage": Decimal("230.1")},
     ]
     envoy.emit("{}")
-    stream.wait_for_line("WARNING gateway: skipped what is no reading: ")
+    stream.wait_for_line("WARNING gateway: skipped something that is not a reading: ")
     envoy.emit(THREE_PHASE_EVENT)
     wait_for_rows(emoncms, 3)
 

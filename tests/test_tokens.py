@@ -29,7 +29,7 @@ from tests.gateways import settings_of
 
 SERIAL = "122112345678"
 HOUR, DAY = 3600.0, 86400.0
-CURE = "put ENPHASE_EMAIL and ENPHASE_PASSWORD into .env, or an ENVOY_TOKEN from https://entrez.enphaseenergy.com"
+CURE = "set ENPHASE_EMAIL and ENPHASE_PASSWORD in .env, or an ENVOY_TOKEN from https://entrez.enphaseenergy.com"
 BUSY = (503, "<html>")
 
 
@@ -85,9 +85,9 @@ def test_pasted() -> None:
     [
         (make_token("122199999999", 2e9), f"ENVOY_TOKEN is for the gateway 122199999999, this one is {SERIAL}"),
         (jwt({"exp": 2e9, "aud": "x\x1b\n" + "y" * 99}), f"ENVOY_TOKEN is for the gateway x? {'y' * 37}, this one"),
-        ("a.b.c", "ENVOY_TOKEN is no token"),
-        ("eyJ9.bnVsbA.", "ENVOY_TOKEN is no token"),
-        ("", "this firmware wants a token"),
+        ("a.b.c", "ENVOY_TOKEN is not a token"),
+        ("eyJ9.bnVsbA.", "ENVOY_TOKEN is not a token"),
+        ("", "this firmware needs a token"),
     ],
 )
 def test_bad_pasted(enlighten: Enlighten, text: str, words: str) -> None:
@@ -133,7 +133,9 @@ WRONG = [
 def test_a_wrong_token_is_a_sentence(enlighten: Enlighten, tmp_path: Path, text: str) -> None:
     """Whatever Enphase gives that is no token is said before it is kept; in a file of ours it is passed over."""
     enlighten.answers[TOKEN_PATH] = (200, text)
-    assert "Enphase's token service answers something that is no token" in trouble(Tokens(account(enlighten), tmp_path))
+    assert "Enphase's token service answers with something that is not a token" in trouble(
+        Tokens(account(enlighten), tmp_path)
+    )
     assert json.loads((tmp_path / "token.json").read_text())["token"] == ""
     (tmp_path / "token.json").write_text(json.dumps({"token": text, "login_at": 0, "trouble": ""}))
     enlighten.answers.clear()
@@ -261,7 +263,7 @@ def test_renewal_fails(enlighten: Enlighten, tmp_path: Path, caplog: pytest.LogC
         wall.now += 60
     assert enlighten.logins == [200, 503, 503]
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    words = "cannot be renewed: Enphase's login is overloaded or under repair (503): it is tried again later"
+    words = "cannot be renewed: Enphase's login is overloaded or under maintenance (503): it is tried again later"
     assert warnings == [f"the token, good until {token.expiry}, {words}"]
     wall.now = token.expires_at + DAY
     tokens.refused(tokens.token(SERIAL))

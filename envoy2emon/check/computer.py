@@ -51,7 +51,7 @@ def _clocks(found: Found) -> Iterator[Verdict]:
     if not known:
         return
     told = ", ".join(f"{whose} is {_apart(ahead)}" for whose, ahead in known.items())
-    text = f"against this computer's clock {told}"
+    text = f"compared with this computer's clock, {told}"
     gateway, emoncms = found.gateway_ahead or 0.0, found.emoncms_ahead or 0.0
     if abs(gateway) <= CLOCK_OFF_S and abs(emoncms) <= CLOCKS_APART_S:
         yield ok("clocks", text)
@@ -61,7 +61,7 @@ def _clocks(found: Found) -> Iterator[Verdict]:
             f"{text}. This computer's clock is wrong, unless {'both are' if gateway else 'that is'}: see timedatectl",
         )
     elif abs(gateway) > CLOCK_OFF_S:
-        cure = "It dates the inverters' reports, and is set over the Internet: has the gateway Internet access?"
+        cure = "It dates the inverters' reports, and is set over the Internet: does the gateway have Internet access?"
         yield warn("clocks", f"{text}. {cure}")
     else:
         yield warn("clocks", f"{text}. It dates the meters' readings: see timedatectl on its computer")
@@ -94,7 +94,10 @@ def _backlog(state: Path | None) -> Iterator[Verdict]:
     elif free < LEAST_FREE:
         yield fail("backlog", f"{folder} has only {free // 1024**2} MB left: free some space, df -h shows where")
     for link in sorted(entry.name for entry in entries if entry.is_symlink()):
-        yield warn("backlog", f"{link} in {state} is a symbolic link, which is not followed. Who made it? Remove it")
+        yield warn(
+            "backlog",
+            f"{link} in {state} is a symbolic link, which is not followed. Find out who made it and remove it",
+        )
     if aside := sorted(entry.name for entry in entries if ".set-aside-" in entry.name or ".damaged-" in entry.name):
         yield warn("backlog", f"{', '.join(aside)} in {state} could not be read as a backlog; remove it if you like")
     files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
@@ -112,7 +115,7 @@ def _saved(state: Path, files: Mapping[str, str]) -> Verdict:
         return warn("backlog", f"the rows saved in {state} cannot be read. {cure}")
     if told := ", ".join(f"up to {count} rows of the {name}" for name, count in rows.items() if count):
         return warn("backlog", f"{told} wait in {state}; they go out, oldest first, when EmonCMS answers")
-    return ok("backlog", f"nothing saved waits in {state}")
+    return ok("backlog", f"no saved rows wait in {state}")
 
 
 def _rows(state: Path, name: str) -> int:
@@ -173,7 +176,7 @@ def _units(idle: Collection[str]) -> Iterator[Verdict]:
     units = [f"{name}.service" for name in DAEMONS]
     shown, _ = _output("systemctl", "show", "--timestamp=unix", f"--property={_PROPERTIES}", *units)
     if not shown:
-        yield ok("units", "no systemd runs here")
+        yield ok("units", "systemd does not run here")
         return
     may_read = True
     for block in shown.strip().split("\n\n"):
@@ -183,7 +186,11 @@ def _units(idle: Collection[str]) -> Iterator[Verdict]:
             trouble, complaint = _last_trouble(name, unit["InvocationID"])
             may_read &= not complaint
             off = unit["ActiveState"] == "inactive" and name in idle
-            yield ok("units", f"{name} is off, and has nothing to do here") if off else _unit(unit, name, trouble)
+            yield (
+                ok("units", f"{name} is off, as it should be, because it has nothing to do here")
+                if off
+                else _unit(unit, name, trouble)
+            )
         elif unit:
             yield warn("units", f"{unit.get('Id')} is not installed: sudo systemd/install.sh does it")
     if not may_read and os.geteuid() != 0:
@@ -204,7 +211,7 @@ def _unit(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
 def _not_running(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
     if unit["ActiveState"] == "failed":
         how = f"{unit['Result']}, exit status {unit['ExecMainStatus']}"
-        return fail("units", f"{name} has failed ({how}){trouble}. Put that right, then: sudo systemctl restart {name}")
+        return fail("units", f"{name} has failed ({how}){trouble}. Fix that, then: sudo systemctl restart {name}")
     if unit["SubState"] == "auto-restart":
         restarts = f"{unit['NRestarts']} times so far"
         return fail(

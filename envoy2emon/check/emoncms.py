@@ -41,7 +41,7 @@ def ask(settings: Settings, found: Found) -> Iterator[Verdict]:
     try:
         version = _version(url, pin)
     except Unauthorized:  # EmonCMS itself tells its version to anyone
-        yield fail("EmonCMS", f"{url} wants a password of its web server (401): is EMONCMS_URL right?")
+        yield fail("EmonCMS", f"{url} asks for a password of its web server (401): is EMONCMS_URL right?")
         return
     except Unavailable as trouble:
         yield fail("EmonCMS", sentences(str(trouble), _cure(trouble, url, pin)))
@@ -103,17 +103,17 @@ def _cure(trouble: Unavailable, url: str, pin: str | None) -> str:
     """Tell what to do about a trouble, where its own words do not."""
     cause, words = trouble.__cause__, str(trouble)
     if isinstance(cause, web.NoName):
-        avahi = "; names in .local take: sudo apt install avahi-daemon libnss-mdns" if ".local" in url else ""
-        return f"Put the address of its computer into EMONCMS_URL{avahi}"
+        avahi = "; names in .local need: sudo apt install avahi-daemon libnss-mdns" if ".local" in url else ""
+        return f"Use the address of its computer in EMONCMS_URL{avahi}"
     if isinstance(cause, web.Untrusted):
         return _certificate(url, pin)
     if cause:
         return "Is its computer on and in this network, its web server running, and EMONCMS_URL its address?"
     cure = _redirected(url, pin) or _elsewhere(url, pin)
     if not cure and "answers 403" in words:
-        cure = "Its web server, or a proxy in front of it, forbids this: look into its log"
+        cure = "Its web server, or a proxy in front of it, forbids this: look in its log"
     elif not cure and re.search(r"answers [45]\d\d", words):
-        cure = "Is its PHP in trouble? Look at EmonCMS in the browser, and into its web server's log"
+        cure = "Is its PHP in trouble? Look at EmonCMS in the browser, and in its web server's log"
     return cure
 
 
@@ -123,7 +123,7 @@ def _certificate(url: str, pin: str | None) -> str:
         found = web.fingerprint(url)
     except web.Failed:
         return "Does its address begin with http:// in the browser? Then set EMONCMS_URL to that"
-    which = "If it was renewed" if pin else "If it is self-made, and you trust the network between"
+    which = "If it was renewed" if pin else "If it is self-signed, and you trust the network in between"
     return f"{which}, set EMONCMS_CERT_SHA256={found}"
 
 
@@ -158,7 +158,7 @@ def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
         if _nodes(emoncms.url, key, pin) is None:
             raise
         return fail("key", _DROPPED)
-    cure = "put the write key, found in EmonCMS under Setup, My Account, into .env"
+    cure = "in .env set the write key, found in EmonCMS under Setup, My Account"
     return fail("key", f"EMONCMS_APIKEY is the read key, which cannot post: {cure}")
 
 
@@ -179,8 +179,10 @@ def _full(nodes: set[str] | None, ours: set[str]) -> Iterator[Verdict]:
     """Tell if EmonCMS takes no new node, and lacks one of ours."""
     if nodes and len(nodes) >= MOST_NODES and (lacking := sorted(ours - nodes)):
         missing = " and ".join(lacking)
-        cure = "delete the inputs of one that is not used any more, on EmonCMS's page Inputs"
-        yield fail("inputs", f"EmonCMS holds {len(nodes)} nodes, the most that it takes, and none is {missing}: {cure}")
+        cure = "delete the inputs of one that you no longer use, on EmonCMS's Inputs page"
+        yield fail(
+            "inputs", f"EmonCMS holds {len(nodes)} nodes, which is its limit, and none of them is {missing}: {cure}"
+        )
 
 
 def _arriving(settings: Settings, meters: Mapping[str, int], inverters: Mapping[str, int], found: Found) -> Verdict:
@@ -199,9 +201,9 @@ def _arriving(settings: Settings, meters: Mapping[str, int], inverters: Mapping[
         due = now - LONGER_THAN_A_NIGHT_S if found.newest_report is None else found.newest_report
         if newest < due - STALE_S - float(settings.inverters_interval_s):
             idle.append("envoy2emon_inv")
-    text = "; ".join(told) or "none are to be expected, because this gateway has neither meters nor inverters"
+    text = "; ".join(told) or "none are expected, because this gateway has neither meters nor inverters"
     return (
-        warn("inputs", f"{text}. Does it run? sudo systemctl status {' '.join(idle)}") if idle else ok("inputs", text)
+        warn("inputs", f"{text}. Is it running? sudo systemctl status {' '.join(idle)}") if idle else ok("inputs", text)
     )
 
 
@@ -213,7 +215,7 @@ def _ours(names: re.Pattern[str], shown: Mapping[str, int]) -> tuple[int, int]:
 
 def _told(count: int, node: str, age: float | None) -> str:
     if not count:
-        return f"none of envoy2emon's in node {node} yet"
+        return f"none from envoy2emon in node {node} yet"
     return f"{count} in node {node}, " + (
         "without a date" if age is None else f"the newest {duration(max(0.0, age))} old"
     )

@@ -38,7 +38,7 @@ from envoy2emon.outage import duration
 from envoy2emon.settings import Settings
 
 _NO_METERS = (
-    f"this gateway has none, so envoy2emon_inv alone has work to do. To switch the other daemon off: {STREAM_OFF}"
+    f"this gateway has none, so only envoy2emon_inv has work to do. To switch the other daemon off: {STREAM_OFF}"
 )
 _NO_LIST = "To switch the daemon for them off: sudo systemctl disable --now envoy2emon_inv"
 _AGAIN = "Wait five minutes and check again"
@@ -91,8 +91,8 @@ def _ways(host: str) -> Iterator[Verdict]:
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        avahi = "; names in .local take: sudo apt install avahi-daemon libnss-mdns" if name.endswith(".local") else ""
-        cure = "put the gateway's address, which your router shows, into ENVOY_HOST"
+        avahi = "; names in .local need: sudo apt install avahi-daemon libnss-mdns" if name.endswith(".local") else ""
+        cure = "set ENVOY_HOST to the gateway's address, which your router shows"
         yield fail("name", f"{name} cannot be resolved: {cure}{avahi}")
         return
     addresses = ", ".join(sorted({str(address[0]) for *_, address in found}))
@@ -166,9 +166,9 @@ def _reading(gateway: Gateway, settings: Settings, patience: float) -> Generator
             reading = _first_event(gateway.stream(patience), patience)
         except NotFound as trouble:
             if settings.stream_source == "stream":
-                yield fail("stream", f"{trouble}. Set STREAM_SOURCE=auto, and the meter reports are read in its place")
+                yield fail("stream", f"{trouble}. Set STREAM_SOURCE=auto, and the meter reports are read instead")
                 return None
-            yield ok("stream", f"{trouble}; the meter reports, once a second, are read in its place")
+            yield ok("stream", f"{trouble}; the meter reports, once a second, are read instead")
         else:
             yield ok("reading", f"from the stream: {readings.watts(reading)}")
             return reading
@@ -220,7 +220,7 @@ def _inverters(gateway: Gateway, info: Info, found: Found) -> Generator[Verdict,
         text = gateway.text(INVERTERS)
         if text.strip() == "[]":
             found.newest_report = 0
-            yield warn("inverters", "the gateway lists none, as it does now and then by night: check again by day")
+            yield warn("inverters", "the gateway lists none, as it sometimes does at night: check again by day")
             return []
         reports, skipped = parse_inverters(text)
     except NotFound as trouble:

@@ -68,7 +68,7 @@ def _settings(report: Report, env_file: Path | None, environ: Mapping[str, str])
     else:
         source = f"read from {shown}" if path.exists() else f"there is no {shown}: defaults and environment are used"
         if named := sorted(environ.keys() & {setting.name.upper() for setting in fields(Settings)}):
-            source += f"; the environment decides on {', '.join(named)}"
+            source += f"; the environment overrides {', '.join(named)}"
         report.say(ok("settings", source))
     for warning in warnings:
         report.say(warn("settings", warning))
@@ -111,7 +111,7 @@ def _say(report: Report, verdicts: Iterator[Verdict], within: float, late: Verdi
             places = [(Path(at.filename), at.lineno) for at in traceback.extract_tb(error.__traceback__)]
             file, line = [place for place in places if place[0].is_relative_to(_OUR_FILES)][-1]
             what = f"{type(error).__name__}: {error} ({file.name}, line {line})"
-            answers.put(fail(late.subject, f"{what}: this is a defect of envoy2emon: report it with this line"))
+            answers.put(fail(late.subject, f"{what}: this is a bug in envoy2emon: please report it with this line"))
         finally:
             answers.put(None)
 

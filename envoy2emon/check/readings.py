@@ -90,7 +90,7 @@ def inverters(reports: Sequence[InverterReport], skipped: int, ahead: float) -> 
     """Say how many inverters report, and how long ago; `ahead`: by how many seconds the gateway's clock is."""
     rest = f"; {skipped} without serial number, date or watts, which are not posted" if skipped else ""
     if not reports:
-        return warn("inverters", f"none of them has ever reported{rest}: are they off? Look into Enphase's app")
+        return warn("inverters", f"none of them has ever reported{rest}: are they off? Look in Enphase's app")
     newest, now = max(report.reported_at for report in reports), time.time() + ahead
     live = sorted((r for r in reports if r.reported_at >= newest - DEAD_AFTER_S), key=lambda r: -r.reported_at)
     batteries = [report.serial for report in live if report.dev_type == AC_BATTERY]
@@ -100,9 +100,9 @@ def inverters(reports: Sequence[InverterReport], skipped: int, ahead: float) -> 
     if batteries:
         told += f"; AC batteries, posted beside them but not summed: {', '.join(batteries)}"
     if dead := len(reports) - len(live):
-        told += f"; {dead} treated as removed and not posted, because they reported more than 7 days before the newest"
+        told += f"; {dead} treated as removed and not posted, because the newest report is 7 days newer than theirs"
     if now - newest > LONGER_THAN_A_NIGHT_S:
-        return warn("inverters", f"{told}{rest}. Since then the gateway hears none of them: look into Enphase's app")
+        return warn("inverters", f"{told}{rest}. The gateway has heard from none of them since: look in Enphase's app")
     return ok("inverters", told + rest)
 
 

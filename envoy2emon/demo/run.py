@@ -58,7 +58,7 @@ def run(seconds: float | None, listen: str | None) -> int:
         return 2
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        cure = "HOST must be an address of this computer (0.0.0.0: all), PORT one that no program uses"
+        cure = "HOST must be an address of this computer (0.0.0.0: all), PORT a free one"
         print(f"envoy2emon demo: there can be no page at {listen}: {reason}. {cure}", file=sys.stderr)
         return 2
     try:

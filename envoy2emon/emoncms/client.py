@@ -177,7 +177,7 @@ class EmonCMS:
             cure = "is EMONCMS_APIKEY the write key, and does a proxy in front of it drop the Authorization header?"
             return Unavailable(f"{self.url} answers nothing: {cure}")
         if text == "false":
-            return Unavailable(f"{self.url} knows no such request: is EMONCMS_URL right?")
+            return Unavailable(f"{self.url} does not know this request: is EMONCMS_URL right?")
         words = clean(_TAG.sub(" ", text).strip(), 120)
         if _BROKEN.search(text):
             return Unavailable(f"{self.url} is out of order, perhaps its database (MariaDB or Redis) is down: {words}")

@@ -193,7 +193,8 @@ class Delivery:
             self._shown_times += 1
         else:
             _log.error(
-                "EmonCMS: fails each time behind this row, which it shows: the next row follows: %s", first.json()[:300]
+                "EmonCMS: fails each time after this row, which it shows: going on with the next row: %s",
+                first.json()[:300],
             )
             return rows[1:]
         return rows

@@ -203,13 +203,13 @@ class Gateway:
             return self._password.value
         if self._inverters:
             return info.serial[-6:]
-        raise Refused(f"firmware {info.firmware} wants the installer's password: put ENVOY_PASSWORD into .env")
+        raise Refused(f"firmware {info.firmware} needs the installer's password: set ENVOY_PASSWORD in .env")
 
     def _wrong_password(self, info: Info, status: int) -> Refused:
         prefix = "ENVOY_INVERTERS_" if self._inverters else "ENVOY_"
         cure = f"are {prefix}USER and {prefix}PASSWORD right?"
         if self._inverters:
-            cure += " The default is envoy and the last six digits of the serial number; some firmware wants installer"
+            cure += " The default is envoy and the last six digits of the serial number; some firmware needs installer"
         return Refused(f"{info.url}, firmware {info.firmware}, refuses user {clean(self._user)} ({status}): {cure}")
 
     def _get(self, session: requests.Session, url: str, path: str, patience: float) -> requests.Response:

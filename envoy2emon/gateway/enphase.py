@@ -56,7 +56,7 @@ def _session_id(settings: Settings) -> str:
     if status != HTTPStatus.OK:
         raise _out_of_order("login", status, text)
     if answer is None:
-        raise NoToken(f"Enphase's login answers something that is no login: {_LATER}")
+        raise NoToken(f"Enphase's login answers with something that is not a login: {_LATER}")
     if answer.get("isBlocked"):
         raise NoToken("Enphase has blocked the account ENPHASE_EMAIL: log in with a browser and see why")
     if session_id := answer.get("session_id"):
@@ -80,7 +80,7 @@ def _token(settings: Settings, serial: str, session_id: str) -> str:
 
 def _ask(url: str, service: str, **body: Any) -> tuple[int, str]:  # noqa: ANN401
     """Return status and text of an answer. Raises NoToken."""
-    cure = "has this computer Internet?"
+    cure = "does this computer have Internet access?"
     try:
         with web.session() as session, web.in_words(_ANSWER_S):
             timeout = (_CONNECT_S, _ANSWER_S)
@@ -95,7 +95,7 @@ def _out_of_order(service: str, status: int, text: str) -> NoToken:
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return NoToken(f"Enphase's {service} was asked too often (429){_quoted(text)}: {_LATER}")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return NoToken(f"Enphase's {service} is overloaded or under repair ({status}): {_LATER}")
+        return NoToken(f"Enphase's {service} is overloaded or under maintenance ({status}): {_LATER}")
     return NoToken(f"Enphase's {service} answers {status}{_quoted(text)}: {_LATER}")
 
 

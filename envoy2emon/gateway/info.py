@@ -54,7 +54,7 @@ def read_info(url: str, text: str, date: str, serial: str | None) -> Info:
     except (ET.ParseError, ValueError):
         info = None
     if info is None:
-        raise ValueError(f"{url}/info is not that of a gateway: is ENVOY_HOST right?")
+        raise ValueError(f"{url}/info is not a gateway's: is ENVOY_HOST right?")
 
     def find(name: str) -> str:
         return (info.findtext(name) or "").strip()
@@ -66,7 +66,7 @@ def read_info(url: str, text: str, date: str, serial: str | None) -> Info:
     # <web-tokens> is true from firmware 7 on and absent below, in 38 of pyenphase's 38 recordings.
     needs_token = find("web-tokens") == "true"
     if needs_token and not url.startswith("https"):
-        raise ValueError(f"{url}, firmware {firmware}, wants a token, which goes out by https only")
+        raise ValueError(f"{url}, firmware {firmware}, needs a token, which is only sent over https")
     ahead = _epoch(find("time"), date)
     return Info(
         url,

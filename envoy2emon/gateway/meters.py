@@ -15,9 +15,9 @@ from envoy2emon.words import clean
 
 _MOST_METERS = 100
 _NOISE_W = 10  # meters that are off send up to 5 W of it (7.6.175, 8.2.4264, 8.3.5289)
-_STATUS = {"check-wiring": "its wiring is to be checked", "not-metering": "it does not measure"}
+_STATUS = {"check-wiring": "check its wiring", "not-metering": "it does not measure"}
 _FLAGS = {
-    "production-imbalance": "its phases produce unequally",
+    "production-imbalance": "its phases produce unequal power",
     "negative-production": "it measures a negative production: is a CT the wrong way round?",
     "power-on-unused-phase": "there is power on a phase that is not in use",
 }

@@ -104,7 +104,7 @@ class Reader:
                         self._arrived(Arrival(now, tuple(readings)), now - opened)
                         last = now
                     elif now - last > self._silence:
-                        raise Lost(f"the stream sends no event for {self._silence:.0f} s")
+                        raise Lost(f"the stream has sent no event for {self._silence:.0f} s")
         except LineTooLong as trouble:
             raise Lost(f"the stream sends {trouble}") from None
         except NotFound as trouble:
@@ -114,7 +114,7 @@ class Reader:
         """Go on with the reports. Raises Lost or _NoMeters where there is no going on."""
         if self._source == "stream":
             self._check_meters()
-            raise Lost(f"{trouble}; STREAM_SOURCE=auto reads the meter reports in its place")
+            raise Lost(f"{trouble}; STREAM_SOURCE=auto reads the meter reports instead")
         level = logging.DEBUG if self.outage.reason else logging.INFO
         _log.log(level, "gateway: %s; its meter reports are read in place of the stream", trouble)
         self._reports_until = self._clock() + STREAM_AGAIN_S
@@ -141,7 +141,7 @@ class Reader:
                 self._check_meters()
             first = False
             if now - last > self._silence:
-                raise Lost(f"the meter reports stand still for {self._silence:.0f} s")
+                raise Lost(f"the meter reports have not changed for {self._silence:.0f} s")
             # A fixed rate; a gateway that is slow is left in peace for as long as it took.
             due = max(due + REPORTS_EVERY_S, now + (now - started))
             self._wait(due - now)
@@ -152,7 +152,7 @@ class Reader:
         except BadReading as trouble:
             self.bad += 1
             level = logging.WARNING if self.bad == 1 else logging.DEBUG
-            _log.log(level, "gateway: skipped what is no reading: %s", trouble)
+            _log.log(level, "gateway: skipped something that is not a reading: %s", trouble)
             return None
 
     def _arrived(self, arrival: Arrival, held: float) -> None:

@@ -49,7 +49,7 @@ class Token:
     def parse(cls, text: str) -> "Token":
         """Read the payload; the gateway checks the signature. Raises ValueError."""
         if len(text) > _MOST_TOKEN or not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]*", text, re.ASCII):
-            raise ValueError("it is no token")
+            raise ValueError("it is not a token")
         try:
             payload = text.split(".")[1]
             claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -57,9 +57,9 @@ class Token:
             issued = float(claims.get("iat", expires - 365 * 86400))
             serial = claims.get("aud", "")
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
-            raise ValueError("it is no token") from error
+            raise ValueError("it is not a token") from error
         if not (0 <= expires < _LAST_DATE and math.isfinite(issued) and isinstance(serial, str)):
-            raise ValueError("it is no token")
+            raise ValueError("it is not a token")
         return cls(text, serial, issued, expires)
 
     @property
@@ -126,13 +126,13 @@ class Tokens:
         return f"; token until {self.current.expiry}" if self.current else ""
 
     def _next(self, serial: str) -> Token:
-        pasted = self._pasted(serial) if self._settings.envoy_token else "this firmware wants a token"
+        pasted = self._pasted(serial) if self._settings.envoy_token else "this firmware needs a token"
         if isinstance(pasted, Token):
             return pasted
         if self._settings.enphase_email:
             return self._kept_or_fetched(serial)
         raise NoToken(
-            f"{pasted}: put ENPHASE_EMAIL and ENPHASE_PASSWORD into .env, or an ENVOY_TOKEN from "
+            f"{pasted}: set ENPHASE_EMAIL and ENPHASE_PASSWORD in .env, or an ENVOY_TOKEN from "
             "https://entrez.enphaseenergy.com"
         )
 
@@ -142,7 +142,7 @@ class Tokens:
         try:
             token = Token.parse(secret.value if secret else "")
         except ValueError:
-            return "ENVOY_TOKEN is no token"
+            return "ENVOY_TOKEN is not a token"
         if token.serial not in ("", serial):
             return f"ENVOY_TOKEN is for the gateway {clean(token.serial, 40)}, this one is {serial}"
         if token.text not in self._refused:
@@ -204,7 +204,7 @@ class Tokens:
             token = Token.parse(fetch(self._settings, serial))
         except ValueError:
             raise NoToken(
-                "Enphase's token service answers something that is no token: it is tried again later"
+                "Enphase's token service answers with something that is not a token: it is tried again later"
             ) from None
         keep_secret(token.text)
         return token
@@ -273,7 +273,7 @@ class _File:
         number = os.open(self._state / "token.json", flags, 0o600)
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.close(number)
-            raise FileExistsError("token.json is no plain file")
+            raise FileExistsError("token.json is not a plain file")
         return number
 
 

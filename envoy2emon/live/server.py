@@ -114,10 +114,12 @@ class Live:
         try:
             self._listener = live_http.listener(self._listen)
         except OSError as error:
-            reason = (error.strerror or "").partition(" (")[0].lower() or "it is no address"
-            cure = "HOST must be an address of this computer (0.0.0.0: all), PORT one above 1023 that no program holds"
+            reason = (error.strerror or "").partition(" (")[0].lower() or "it is not an address"
+            cure = "HOST must be an address of this computer (0.0.0.0: all), PORT a free one above 1023"
             if not self.trouble:
-                log.error("no live page on LIVE_LISTEN=%s: %s. %s; it is tried again", self._listen, reason, cure)
+                log.error(
+                    "no live page on LIVE_LISTEN=%s: %s. %s; it is tried again every minute", self._listen, reason, cure
+                )
             self.trouble = f"no live page on {self._listen}: {reason}"
             return
         self.trouble = ""

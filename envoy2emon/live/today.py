@@ -77,7 +77,7 @@ class TodayFile:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             pass
         if content:
-            _log.warning("%s cannot be read: the page's energy of today begins anew", self._path)
+            _log.warning("%s cannot be read: the page's energy of today starts from zero", self._path)
         return Today()
 
     def save(self, today: Today, now: float) -> None:
