@@ -45,7 +45,8 @@ class Failure:
 class InProcess(EmonCMS):
     """One node of an account; `ahead` s are between its clock and the true time.
 
-    failures: what the next posts meet, None for nothing. away, locked_out: what every request meets. dead_rows: dates
+    failures: what the next posts meet, None for nothing. away, locked_out, out_of_order: what every request meets; the
+    last one is an answer, which has a Date. dead_rows: dates
     of rows at which PHP dies each time, their inputs set.
     """
 
@@ -53,7 +54,7 @@ class InProcess(EmonCMS):
         super().__init__("http://emoncms", None, NODE, clock=time)
         self.account, self.ahead = account, ahead
         self.failures: deque[Failure | None] = deque()
-        self.away = self.locked_out = False
+        self.away = self.locked_out = self.out_of_order = False
         self.dead_rows: set[int] = set()
         self.posts: list[list[Row]] = []
         self._time = time
@@ -89,6 +90,8 @@ class InProcess(EmonCMS):
         if self.locked_out:
             raise Unauthorized("wrong key")
         self.clock.learn(float(int(self.server_time())), self._time.now, self._time.now)
+        if self.out_of_order:
+            raise Unavailable("502")
 
     def server_time(self) -> float:
         """Return the server's clock, epoch s."""

@@ -174,8 +174,9 @@ def test_saved_dates_become_final_before_the_post(site: Site) -> None:
     assert site.arrived == [*dates(1001, 5), dates(1001, 5)[-1]]
 
 
-def test_all_saved_dates_become_final_when_emoncms_is_heard(site: Site) -> None:
-    """A kill in the midst of draining leaves no block on disk with dates by the computer's wrong clock."""
+@pytest.mark.parametrize("answer", ["good", "502"])
+def test_all_saved_dates_become_final_when_emoncms_is_heard(site: Site, answer: str) -> None:
+    """Once an answer has taught the clock, of whatever kind, no block on disk has dates by the computer's wrong one."""
     site.time.wrong = 40.0
     site.emoncms.away = True
     for _ in range(3):
@@ -183,8 +184,10 @@ def test_all_saved_dates_become_final_when_emoncms_is_heard(site: Site) -> None:
         site.delivery.attempt()
         site.delivery.save(now=True)
     site.emoncms.away = False
+    site.emoncms.out_of_order = answer == "502"
     site.delivery.attempt()
     site.restart()
+    site.emoncms.out_of_order = False
     site.deliver()
     assert sorted(set(site.arrived)) == dates(1001, 15)
     assert kwh_error(site.account) == 0

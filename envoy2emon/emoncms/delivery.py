@@ -53,6 +53,7 @@ class Delivery:
         self.interval = interval
         self._clock = clock
         self._stopping = threading.Event()
+        self._heard = self._corrected = False  # since the start
         self._in_doubt = len(backlog) > 0
         self._under_way = 0  # rows that are being posted
         self._rejected: list[Row] = []  # since a row was accepted last
@@ -99,7 +100,7 @@ class Delivery:
     def attempt(self) -> float:
         """Do what is next, and return the seconds to wait before the next attempt."""
         try:
-            if self._emoncms.clock.ahead is None:
+            if not self._heard:
                 self._hear()
             block = self._backlog.oldest(IDLE_S)
             if block is None:
@@ -114,6 +115,7 @@ class Delivery:
             return self.outage.refused(f"rejects every row ({trouble}): the rows are kept. Has it reached 32 nodes?")
         finally:
             self._under_way = 0
+            self._correct_dates()
         self._in_doubt = False
         waited = len(self._backlog)
         self._backlog.done(block)
@@ -132,11 +134,15 @@ class Delivery:
     def _hear(self) -> None:
         """Ask for the first time: the answer teaches the clock that dates rows, and what an earlier run dated last."""
         shown = self._emoncms.shown()
-        clock = self._emoncms.clock
-        clock.given(max(shown.values(), default=0))
-        if clock.ahead is not None:
-            self._backlog.correct(clock.ahead)
+        self._emoncms.clock.given(max(shown.values(), default=0))
+        self._heard = True
         self.outage.ends()
+
+    def _correct_dates(self) -> None:
+        """Have the right dates on disk as soon as an answer, of whatever kind, has taught the clock."""
+        if not self._corrected and self._emoncms.clock.ahead is not None:
+            self._backlog.correct(self._emoncms.clock.ahead)
+            self._corrected = True
 
     def _deliver(self, block: Block) -> None:
         """Post a block's rows, or those of them that EmonCMS may lack. Raises Unavailable, Unauthorized, TakesNone."""
