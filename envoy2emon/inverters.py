@@ -153,7 +153,7 @@ class Inverters:
             text = f"{len(self._reports)} inverters, {watts:.0f} W; newest report {duration(age)} ago"
         text += f"; {self._delivery.status()}"
         if poller.outage.reason:
-            text += f"; gateway for {duration(poller.outage.seconds)}: {poller.outage.reason}"
+            text += f"; gateway failing for {duration(poller.outage.seconds)}: {poller.outage.reason}"
         return text
 
     def _say_dead(self, dead: set[str], newest: int) -> None:

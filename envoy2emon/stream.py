@@ -114,7 +114,7 @@ class Stream:
             text = f"{', '.join(told) or 'reading'}; last reading {duration(time.monotonic() - self._latest.at)} ago"
         text += f"; {self._delivery.status()}"
         if reader.outage.reason:
-            text += f"; gateway for {duration(reader.outage.seconds)}: {reader.outage.reason}"
+            text += f"; gateway failing for {duration(reader.outage.seconds)}: {reader.outage.reason}"
         if reader.bad:
             text += f"; {reader.bad} bad events skipped"
         if self._live and self._live.trouble:

@@ -92,7 +92,7 @@ known_names() { # the settings that a file names, also in a comment
 }
 
 install_or_upgrade() {
-    [ -f "$checkout/.env.example" ] || stop "$checkout is no complete checkout: .env.example is missing"
+    [ -f "$checkout/.env.example" ] || stop "$checkout is not a complete checkout: .env.example is missing"
     check_python
     add_venv
     build
@@ -111,11 +111,12 @@ install_or_upgrade() {
     # shellcheck disable=SC2086 # two names
     systemctl try-restart $names || { say_stopped >&2 && stop "upgraded, but not all daemons start: see systemctl status $names"; }
     if [ -n "$new_units" ]; then
-        echo "Installed, with the settings in $settings. Next: sudo envoy2emon check"
+        echo "Installed, with the settings in $settings"
     else
-        echo "Upgraded; running daemons were restarted. Next: sudo envoy2emon check"
+        echo "Upgraded; running daemons were restarted"
     fi
     say_stopped
+    echo "To check: sudo envoy2emon check"
 }
 
 uninstall() {
@@ -143,14 +144,14 @@ case ${1-} in
     --uninstall)
         check_machine
         uninstall
-        echo "Removed; the daemons no longer run. Kept: the settings in $settings, the backlog and the token in /var/lib/envoy2emon."
+        echo "Removed; the daemons no longer run. Kept: the settings in $settings, the logs, and in /var/lib/envoy2emon the backlog and the token."
         echo "To install again: sudo $0; to remove these too: sudo $0 --purge"
         ;;
     --purge)
         check_machine
         uninstall
         purge
-        echo "Removed, with the settings, the backlog and the token"
+        echo "Removed, with the settings, the backlog, the token and the logs"
         ;;
     --help | -h)
         sed -n '2,5s/^# \{0,1\}//p' "$0"

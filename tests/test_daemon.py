@@ -47,7 +47,7 @@ def test_notifications(daemon: StartDaemon, emoncms: StandInEmonCMS, command: st
     process.wait_for_notify("READY=1")
     assert process.notifications[0] == "READY=1"
     process.wait_for_notify(
-        r"STATUS=no re(port|ading) yet; nothing is waiting; gateway for \d s: .*refuses the connection"
+        r"STATUS=no re(port|ading) yet; nothing is waiting; gateway failing for \d s: .*refuses the connection"
     )
     assert process.terminate()[0] == 0
     assert process.notifications[-1] == "STOPPING=1"

@@ -317,7 +317,7 @@ def test_status_says_what_waits(site: Site) -> None:
     site.emoncms.away = True
     site.delivery.attempt()
     site.time.now += 120
-    assert site.delivery.status() == "3 rows waiting; EmonCMS for 2 min: away"
+    assert site.delivery.status() == "3 rows waiting; EmonCMS failing for 2 min: away"
 
 
 def test_inverters_rows_go_out_in_order_of_date(site: Site) -> None:

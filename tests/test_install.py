@@ -189,7 +189,7 @@ def test_upgrades(machine: Machine) -> None:
     settings = "EMONCMS_APIKEY=key\nENVOY_HOST=127.0.0.1:1\nENVOY_PASSWORD=word\n"
     machine.write(SETTINGS, settings, "0600")  # as --uninstall leaves them
     words = install(machine)
-    assert f"Installed, with the settings in {SETTINGS}." in words
+    assert f"Installed, with the settings in {SETTINGS}\n" in words
     assert words.endswith("Not running: {0}. To start: sudo systemctl restart {0}\n".format(" ".join(BOTH)))
 
     machine.run("systemctl", "start", "envoy2emon")

@@ -152,9 +152,9 @@ def test_the_journal_has_levels(machine: Machine, envoy: SimulatedEnvoy, emoncms
     assert machine.journal(STREAM, "--priority=warning") == []
     assert re.match(r"envoy2emon [\d.]+: ", machine.journal(STREAM, f"--identifier={STREAM}", "--priority=info")[0])
     emoncms.fault = AWAY
-    wait_for_status(machine, "waiting; EmonCMS for .*502")
+    wait_for_status(machine, "waiting; EmonCMS failing for .*502")
     envoy.stop()
-    wait_for_status(machine, "gateway for ")
+    wait_for_status(machine, "gateway failing for ")
     troubles = machine.journal(STREAM, "--priority=warning")
     assert [line.partition(":")[0] for line in troubles] == ["EmonCMS", "gateway"]
     emoncms.fault = None
@@ -284,7 +284,7 @@ def test_a_start_without_neighbours_ends_well(machine: Machine, envoy: Simulated
     with network_down(machine):
         machine.run("systemctl", "start", *BOTH)
         for unit in BOTH:
-            wait_for_status(machine, "gateway for ", unit)
+            wait_for_status(machine, "gateway failing for ", unit)
     with machine.network():
         envoy.start()
     emoncms.wait_for(lambda: {row.node for row in emoncms.rows} == {"Envoy-S", "Envoy-S-inverters"}, 20)

@@ -128,7 +128,7 @@ class Delivery:
         waiting = len(self._backlog) - self._under_way
         text = f"{rows_in_words(waiting)} waiting" if waiting > 0 else "nothing is waiting"
         if self.outage.reason:
-            text += f"; EmonCMS for {duration(self.outage.seconds)}: {self.outage.reason}"
+            text += f"; EmonCMS failing for {duration(self.outage.seconds)}: {self.outage.reason}"
         return text
 
     def _hear(self) -> None:

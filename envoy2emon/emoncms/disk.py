@@ -141,7 +141,8 @@ class Disk:
     def _say(self, trouble: object) -> None:
         if not self._in_trouble:
             self._in_trouble = True
-            _log.warning("the backlog cannot be saved (%s): rows wait in memory only", trouble)
+            words = getattr(trouble, "strerror", None) or trouble
+            _log.warning("the backlog cannot be saved (%s): rows wait in memory only", words)
 
 
 def _lay_out(file: sqlite3.Connection) -> None:
