@@ -190,7 +190,11 @@ def test_upgrades(machine: Machine) -> None:
     machine.write(SETTINGS, settings, "0600")  # as --uninstall leaves them
     words = install(machine)
     assert f"Installed, with the settings in {SETTINGS}\n" in words
-    assert words.endswith("Not running: {0}. To start: sudo systemctl restart {0}\n".format(" ".join(BOTH)))
+    assert words.endswith(
+        "Not running: {0}. To start: sudo systemctl restart {0}\nTo check: sudo envoy2emon check\n".format(
+            " ".join(BOTH)
+        )
+    )
 
     machine.run("systemctl", "start", "envoy2emon")
     machine.run("systemctl", "disable", "envoy2emon_inv")
@@ -200,8 +204,8 @@ def test_upgrades(machine: Machine) -> None:
     machine.run("sh", "-c", "printf '# What it does.\n#SHINY_NEW=1\n' >>/srv/newer/.env.example")
     words = install(machine, checkout="/srv/newer")
     assert re.search(r"New settings.*[: ]SHINY_NEW$", words, re.MULTILINE)
-    assert "Upgraded; running daemons were restarted." in words
-    assert words.endswith("Not running: envoy2emon_inv. To start: sudo systemctl restart envoy2emon_inv\n")
+    assert "Upgraded; running daemons were restarted\n" in words
+    assert "\nNot running: envoy2emon_inv. To start: sudo systemctl restart envoy2emon_inv\n" in words
     assert machine.run("envoy2emon", "--version") == "envoy2emon 1.1.99\n"
     assert machine.show("envoy2emon", "MainPID") not in {before, "0"}
     assert machine.show("envoy2emon_inv", "ActiveState") == "inactive"
