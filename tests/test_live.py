@@ -15,6 +15,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -458,6 +459,25 @@ def test_both_families() -> None:
             client.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
             assert client.recv(15) == b"HTTP/1.1 200 OK"
     page.close()
+
+
+def test_a_restart_keeps_the_graph(tmp_path: Path) -> None:
+    """The page of the next run begins with the points of the one before."""
+    first = Live("127.0.0.1:0", tmp_path)
+    first.start()
+    client = Client(first.port or 0, b"GET /events HTTP/1.1\r\n\r\n")
+    client.event("history")
+    first.show(reading(time.monotonic(), "4000", "1000"))
+    client.event("solar_data")
+    first.close()
+    second = Live("127.0.0.1:0", tmp_path)
+    second.start()
+    again = Client(second.port or 0, b"GET /events HTTP/1.1\r\n\r\n")
+    ((_, p, c),) = again.event("history")["points"]
+    assert (p, c) == (4000, 1000)
+    second.close()
+    client.socket.close()
+    again.socket.close()
 
 
 def test_close(page: Live, ask: Ask) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envoy2emon.live.today import GAP_S, SAVE_EVERY_S, Today, TodayFile, load_history
+from envoy2emon.live.today import GAP_S, SAVE_EVERY_S, Today, TodayFile, load_history, save_history
 
 NOON = time.mktime((2026, 6, 21, 12, 0, 0, 0, 0, -1))
 MIDNIGHT = NOON - 12 * 3600
@@ -101,11 +101,12 @@ def test_any_damage_is_a_day_or_a_new_one(tmp_path_factory: pytest.TempPathFacto
     assert load_history(folder, 900) == []
 
 
-def test_links_are_not_followed(tmp_path: Path) -> None:
-    """A link in the place of a file is as good as no file."""
+def test_links_are_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link in the place of a file is not followed, and that is said."""
     (tmp_path / "elsewhere").write_text(json.dumps(GOOD))
     (tmp_path / "today.json").symlink_to("elsewhere")
     assert TodayFile(tmp_path).load() == Today()
+    assert "today.json cannot be read" in caplog.text
 
 
 def test_history_of_the_last_minutes(tmp_path: Path) -> None:
@@ -115,3 +116,6 @@ def test_history_of_the_last_minutes(tmp_path: Path) -> None:
     (tmp_path / "history.json").write_text(json.dumps(points))
     assert load_history(tmp_path, 900) == [(now - 10, 5, None), (now - 5, None, 7)]
     assert load_history(None, 900) == []
+    save_history(tmp_path, [(now - 3, 1, 2)])
+    assert load_history(tmp_path, 900) == [(now - 3, 1, 2)]
+    assert (tmp_path / "history.json").stat().st_mode & 0o077 == 0

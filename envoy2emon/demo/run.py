@@ -6,7 +6,6 @@ code that the tests use.
 
 import errno
 import io
-import json
 import math
 import os
 import signal
@@ -26,6 +25,7 @@ from envoy2emon.demo.site import inverters
 from envoy2emon.gateway.readings import parse_event
 from envoy2emon.live import http as live_http
 from envoy2emon.live.server import HISTORY_S, figures
+from envoy2emon.live.today import save_history
 
 # A day passes in four minutes; it begins at breakfast.
 HOURS_A_SECOND = 24 / 240
@@ -118,7 +118,7 @@ def _write_past(state: Path, day: Day) -> None:
         watts = figures(parse_event(day.event((FIRST_HOUR - ago * HOURS_A_SECOND) % 24), now - ago))
         points.append((now - ago, watts["p"], watts["c"]))
     state.mkdir(0o700)
-    (state / "history.json").write_text(json.dumps(points))
+    save_history(state, points)
 
 
 def _stopped(stop: SimpleQueue[None], seconds: float) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from envoy2emon.gateway.readings import MeterReading
 from envoy2emon.live import http as live_http
-from envoy2emon.live.today import TodayFile, load_history
+from envoy2emon.live.today import TodayFile, load_history, save_history
 
 # Watts: at night production meters tell up to about 2 W of nothing; the author's display takes 10 W for none.
 NOISE_W = 10
@@ -81,7 +81,8 @@ class Live:
         ahead = time.time() - clock()
         self._run_name = round(time.time(), 3)
         self._history = deque[tuple[int, int | None, int | None]](maxlen=HISTORY_S)
-        self._history.extend((int(at - ahead), p, c) for at, p, c in load_history(state, HISTORY_S))
+        self._history.extend((round(at - ahead), p, c) for at, p, c in load_history(state, HISTORY_S))
+        self._state_directory = state
         self._file = TodayFile(state)
         self._today = self._file.load()
         self._read_at = float("-inf")
@@ -104,11 +105,14 @@ class Live:
                 self._loop.call_soon_threadsafe(self._show, reading.at, watts)
 
     def close(self) -> None:
-        """Drop all viewers, end the thread and save the energy of today."""
+        """Drop all viewers, end the thread and save the energy of today and the graph."""
         with suppress(RuntimeError):  # closed
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(1.0)
         self._file.save(self._today, float("inf"))
+        if self._state_directory and self._history:
+            ahead = time.time() - self._clock()
+            save_history(self._state_directory, [(round(at + ahead, 2), p, c) for at, p, c in tuple(self._history)])
 
     def _open(self) -> None:
         try:

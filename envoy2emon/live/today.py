@@ -1,4 +1,4 @@
-"""The energy of today, from readings to kWh, for the page; kept in a file over a restart.
+"""The energy of today, from readings to kWh, for the page; it and the graph's points are kept in files over a restart.
 
 It is a figure for the wall: EmonCMS's own feeds are the record. Gaps in the readings are left out, not bridged.
 """
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,24 +61,22 @@ class TodayFile:
     def __init__(self, state: Path | None) -> None:
         self._path = state and state / "today.json"
         self._saved_at = float("-inf")
-        self._said = False
 
     def load(self) -> Today:
         """Return what an earlier run saved; a new one if there is none, or none that can be used."""
-        try:
-            content = _read(self._path) if self._path else b""
-        except OSError:
+        if self._path is None:
             return Today()
         try:
-            fields = json.loads(content)
+            fields = json.loads(_read(self._path))
             today = Today(**{name: fields[name] for name in asdict(Today())})
             kwh = (today.produced, today.consumed, today.out, today.into)
             if 0 <= today.since - _midnight(today.day) < LONGEST_DAY_S and all(0 <= each < _MOST_KWH for each in kwh):
                 return today
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        except FileNotFoundError:
+            return Today()
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             pass
-        if content:
-            _log.warning("%s cannot be read: the page's energy of today starts from zero", self._path)
+        _log.warning("%s cannot be read: the page's energy of today starts from zero", self._path)
         return Today()
 
     def save(self, today: Today, now: float) -> None:
@@ -85,21 +84,19 @@ class TodayFile:
         if self._path is None or not today.day or now - self._saved_at < SAVE_EVERY_S:
             return
         self._saved_at = now
-        new = self._path.with_suffix(".new")
-        try:
-            number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with os.fdopen(number, "w", encoding="ascii") as file:
-                json.dump(asdict(today), file)
-            new.replace(self._path)
-        except OSError as error:
-            _log.debug("the energy of today is not saved: %s", error)
+        _write(self._path, asdict(today))
 
 
-def load_history(state: Path | None, seconds: int) -> list[tuple[float, int | None, int | None]]:
-    """Return points (epoch s, produced W, consumed W) of the last `seconds` in history.json; none if there is none.
+Point = tuple[float, int | None, int | None]  # epoch s, produced W, consumed W
 
-    The demo writes it, so that its page begins with a graph.
-    """
+
+def save_history(state: Path, points: Sequence[Point]) -> None:
+    """Save the graph's points, oldest first, so that the page of the next run begins with them."""
+    _write(state / "history.json", points)
+
+
+def load_history(state: Path | None, seconds: int) -> list[Point]:
+    """Return the points of the last `seconds` that were saved; none if there are none, or none that can be used."""
     try:
         points = json.loads(_read(state / "history.json") if state else "[]")
         now = time.time()
@@ -121,6 +118,18 @@ def _read(path: Path) -> bytes:
     number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(number, "rb") as file:
         return file.read(_MOST_BYTES)
+
+
+def _write(path: Path, content: object) -> None:
+    """Put content into a private file, whole or not at all, following no link."""
+    new = path.with_suffix(".new")
+    try:
+        number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(number, "w", encoding="ascii") as file:
+            json.dump(content, file)
+        new.replace(path)
+    except OSError as error:
+        _log.debug("%s is not saved: %s", path, error)
 
 
 def _watts(value: object) -> bool:
