@@ -49,17 +49,17 @@ def _daemon(arguments: argparse.Namespace) -> int:
             _log.warning(warning)
         return EX_CONFIG
     from envoy2emon import inverters, stream
-    from envoy2emon.systemd import AlreadyRuns, become_owner, state_directory
+    from envoy2emon.systemd import AlreadyRuns, be_the_only, state_directory
 
-    become_owner(state_directory(os.environ))
-    log.setup(os.environ, chosen.log_level, chosen.log_file)
-    for warning in warnings:
-        _log.warning(warning)
     try:
-        return {"stream": stream.run, "inverters": inverters.run}[arguments.command](chosen, os.environ)
+        be_the_only(arguments.command, state_directory(os.environ))
     except AlreadyRuns as trouble:
         _log.error("%s", trouble)
         return EX_CONFIG
+    log.setup(os.environ, chosen.log_level, chosen.log_file)
+    for warning in warnings:
+        _log.warning(warning)
+    return {"stream": stream.run, "inverters": inverters.run}[arguments.command](chosen, os.environ)
 
 
 def _arguments() -> argparse.Namespace:

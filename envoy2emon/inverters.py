@@ -18,7 +18,7 @@ from envoy2emon.gateway.tokens import Tokens
 from envoy2emon.outage import REFUSED_WAIT_S, Outage, duration
 from envoy2emon.rows import inverter_row
 from envoy2emon.settings import Settings
-from envoy2emon.systemd import Daemon, be_the_only, state_directory
+from envoy2emon.systemd import Daemon, state_directory
 
 MOST_WAIT_S = 300.0
 # Units that were taken off the roof keep their last report for years, watts and all (HA 103871).
@@ -34,10 +34,9 @@ Reports = tuple[InverterReport, ...]
 
 
 def run(settings: Settings, environ: Mapping[str, str]) -> int:
-    """Run the daemon until it is stopped and return its exit status. Raises AlreadyRuns."""
+    """Run the daemon until it is stopped and return its exit status."""
     daemon: Daemon[Reports] = Daemon(environ)
     state = state_directory(environ)
-    be_the_only("inverters", state)
     _log.info(
         "envoy2emon %s: reads the inverters of the gateway at %s, posts to %s as node %s",
         __version__,

@@ -18,7 +18,7 @@ from envoy2emon.gateway.tokens import Tokens
 from envoy2emon.outage import REFUSED_WAIT_S, duration
 from envoy2emon.rows import SECTION_NAMES, Selection, Undated, stream_inputs
 from envoy2emon.settings import Settings
-from envoy2emon.systemd import Daemon, be_the_only, state_directory
+from envoy2emon.systemd import Daemon, state_directory
 
 if TYPE_CHECKING:
     from envoy2emon.live.server import Live
@@ -27,10 +27,9 @@ _log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, environ: Mapping[str, str]) -> int:
-    """Run the daemon until it is stopped and return its exit status. Raises AlreadyRuns."""
+    """Run the daemon until it is stopped and return its exit status."""
     daemon: Daemon[Arrival] = Daemon(environ)
     state = state_directory(environ)
-    be_the_only("stream", state)
     _log.info(
         "envoy2emon %s: reads the meters of the gateway at %s, posts to %s as node %s",
         __version__,

@@ -43,27 +43,22 @@ def state_directory(environ: Mapping[str, str]) -> Path | None:
     return Path(home) / ".local/state/envoy2emon" if home else None
 
 
-def become_owner(state: Path | None) -> None:
-    """Where root starts a daemon by hand, go on as the user of the service, who could not use root's files."""
-    if state is None or os.geteuid() != 0 or not state.is_dir():
-        return
-    owner = state.stat()
-    if owner.st_uid:
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
-
-
 def be_the_only(name: str, state: Path | None) -> int | None:
     """Lock the daemon's place in the state directory for as long as the process lives. Raises AlreadyRuns.
 
+    Started by hand as root, the daemon goes on as the directory's owner, the service, who could not use root's files.
     Returns the lock's descriptor; None where there is no directory that can be written, and so nothing to share.
     """
     if state is None:
         return None
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(state / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        # Opened before root becomes the owner, who may not pass /var/lib/private outside his service.
+        place = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        _become(os.fstat(place))
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open(f"{name}.lock", flags, 0o600, dir_fd=place)
+        os.close(place)
     except OSError as error:
         _log.debug("no lock in %s: %s", state, error)
         return None
@@ -78,6 +73,13 @@ def be_the_only(name: str, state: Path | None) -> int | None:
     except OSError as error:  # a full disk: the lock holds all the same
         _log.debug("no pid in %s: %s", state, error)
     return lock
+
+
+def _become(owner: os.stat_result) -> None:
+    if os.geteuid() == 0 and owner.st_uid:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 class Daemon(Generic[T]):

@@ -320,7 +320,7 @@ def test_the_sandbox_lets_the_live_page_be_seen(machine: Machine, settings: dict
 
 @pytest.mark.usefixtures("settings")
 def test_root_by_hand_leaves_nothing_that_the_service_cannot_use(machine: Machine) -> None:
-    """`sudo envoy2emon stream` goes on as the service's user, and the service starts behind it."""
+    """`sudo envoy2emon stream` goes on as the service's user; the service starts behind it, but not beside it."""
     machine.run("systemctl", "start", STREAM)
     machine.run("systemctl", "stop", STREAM)
     daemon = f"{PROGRAM}/bin/python -I -m envoy2emon stream --env-file {SETTINGS}"
@@ -330,6 +330,10 @@ def test_root_by_hand_leaves_nothing_that_the_service_cannot_use(machine: Machin
     assert set(owners) == {machine.run("stat", "-Lc", "%u", "/var/lib/envoy2emon").strip()} != {"0"}
     machine.run("systemctl", "start", STREAM)
     wait_for_status(machine, r"(\d+) W generating")
+    second = machine.enter("sh", "-c", by_hand)
+    assert second.returncode == 78
+    pid = machine.show(STREAM, "MainPID")
+    assert f"another envoy2emon stream (pid {pid}) uses /var/lib/envoy2emon" in (second.stdout + second.stderr).decode()
 
 
 def test_two_gateways(machine: Machine, settings: dict[str, str], emoncms: StandInEmonCMS) -> None:
