@@ -400,7 +400,7 @@ def asked(check: Check, capsys: pytest.CaptureFixture[str]) -> Iterator[Asked]:
 
 def test_stream_without_readings(asked: Asked, envoy: SimulatedEnvoy) -> None:
     """A stream that opens but brings no reading is given up, told apart from a refused login, and closed."""
-    envoy.source = lambda: '{"state":{}}'
+    envoy.source = lambda: '{"production":{}}'
     answers = asked(2.0)
     answers.say("ok", "login")
     answers.say("FAIL", "reading", "no reading within 2 s; what it sends is no reading", "off and on")
