@@ -88,18 +88,16 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, **kwargs)
 
 
-def session(
-    pin: str | None = None, *, trust: bool = False, cookies: bool = False, tls: bool = True
-) -> requests.Session:
-    """Make a session that follows no redirect and asks no proxy, .netrc or environment.
+def session(url: str, pin: str | None = None, *, trust: bool = False, cookies: bool = False) -> requests.Session:
+    """Make a session for the server of `url`, which follows no redirect and asks no proxy, .netrc or environment.
 
     pin: accept only the certificate with this SHA-256. trust: accept any certificate if there is no pin. cookies: keep
-    them. tls: whether a URL will be https.
+    them.
     """
     made = _Session()
     made.trust_env = False
     made.verify = not (pin or trust)
-    if tls:  # the system's certificates take 30 ms and 6 MB
+    if url.startswith("https:"):  # the system's certificates take 30 ms and 6 MB
         made.mount("https://", _Adapter(pin, trust=trust))
     if trust:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)

@@ -129,7 +129,7 @@ def _certificate(url: str, pin: str | None) -> str:
 
 def _redirected(url: str, pin: str | None) -> str:
     """If the server redirects to https, say what to set."""
-    with suppress(web.Failed), web.session(pin) as session, web.in_words():
+    with suppress(web.Failed), web.session(url, pin) as session, web.in_words():
         with session.get(f"{url}/version", timeout=_TIMEOUT_S, stream=True, allow_redirects=False) as response:
             target = response.headers.get("Location", "") if response.is_redirect else ""
         base = urljoin(f"{url}/version", target).removesuffix("/version")
@@ -164,7 +164,7 @@ def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
 
 def _nodes(url: str, key: Secret, pin: str | None) -> set[str] | None:
     """Ask for all nodes with the key in a form, which no proxy drops; None if that is not answered."""
-    with suppress(web.Failed, ValueError, RecursionError), web.session(pin) as session:
+    with suppress(web.Failed, ValueError, RecursionError), web.session(url, pin) as session:
         with web.in_words():
             response = session.post(
                 f"{url}/input/get", {"apikey": key.value}, timeout=_TIMEOUT_S, stream=True, allow_redirects=False

@@ -69,7 +69,7 @@ class EmonCMS:
         self._node = node
         self._monotonic = clock
         self._asked_at = float("-inf")
-        self._session = web.session(pin, tls=url.startswith("https:"))
+        self._session = web.session(url, pin)
         if apikey:
             self._session.headers["Authorization"] = f"Bearer {apikey.value}"
         form = {"Content-Type": "application/x-www-form-urlencoded"}

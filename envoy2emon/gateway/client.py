@@ -163,7 +163,7 @@ class Gateway:
         if self._session:
             self._session.close()
         self._session = self._token = None
-        session = web.session(self._settings.envoy_cert_sha256, trust=True, cookies=info.needs_token)
+        session = web.session(info.url, self._settings.envoy_cert_sha256, trust=True, cookies=info.needs_token)
         if info.needs_token:
             self._token = self._present_token(session, info)
             self._checked = time.monotonic()
@@ -240,7 +240,7 @@ class Gateway:
                     )
 
     def _info(self, url: str) -> Info:
-        with web.session(self._settings.envoy_cert_sha256, trust=True) as session:
+        with web.session(url, self._settings.envoy_cert_sha256, trust=True) as session:
             response = self._get(session, url, "/info", ANSWER_S)
             fingerprint = web.shown_fingerprint(response)
             if fingerprint not in ("", self._fingerprint):

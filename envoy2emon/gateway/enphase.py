@@ -82,7 +82,7 @@ def _ask(url: str, service: str, **body: Any) -> tuple[int, str]:  # noqa: ANN40
     """Return status and text of an answer. Raises NoToken."""
     cure = "does this computer have Internet access?"
     try:
-        with web.session() as session, web.in_words(_ANSWER_S):
+        with web.session(url) as session, web.in_words(_ANSWER_S):
             timeout = (_CONNECT_S, _ANSWER_S)
             response = session.post(url, timeout=timeout, stream=True, allow_redirects=False, **body)
             cure = _LATER
