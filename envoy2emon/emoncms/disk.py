@@ -6,14 +6,18 @@ is damaged or not ours is set aside under a new name, never deleted.
 
 import json
 import logging
+import os
 import re
-import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _OURS = 0x65326502  # SQLite's application_id: "e2e", layout 2; version 1.0 had another layout
 _LAYOUT = f"""
@@ -29,6 +33,7 @@ _DATES = re.compile(r"\[[1-9]\d{0,10}(, [1-9]\d{0,10})*\]", re.ASCII)
 # PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN: the file itself may be good.
 _DISK_TROUBLE = {3, 5, 6, 7, 8, 10, 13, 14}
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -68,15 +73,9 @@ class Disk:
 
     def load(self) -> list[Saved]:
         """Return what an earlier run left, oldest first."""
-        if self._path is None:
+        if self._path is None or not os.path.exists(self._path):  # noqa: PTH110 - Path's raises for what may not be read
             return []
-        try:
-            if self._path.exists():
-                with closing(self._open(self._path)) as file:
-                    return [_checked(*entry) for entry in file.execute("SELECT * FROM blocks ORDER BY number")]
-        except (OSError, sqlite3.Error, ValueError) as error:
-            self._trouble(self._path, error)
-        return []
+        return self._try(_blocks, self._path) or []
 
     def save(self, blocks: Sequence[Saved]) -> bool:
         """Write blocks in one transaction, in place of those with the same numbers; tell whether the disk has them."""
@@ -98,31 +97,30 @@ class Disk:
                 self._say(error)
         return done
 
-    def _do(self, work: Callable[[sqlite3.Connection], object]) -> bool:
+    def _do(self, work: "Callable[[sqlite3.Connection], object]") -> bool:
         if self._path is None:
             self._say("there is no state directory")
             return False
-        try:
-            with closing(self._open(self._path)) as file, file:
-                work(file)
-        except (OSError, sqlite3.Error) as error:
-            self._trouble(self._path, error)
+        if self._try(work, self._path) is None:
             return False
         if self._in_trouble:
             self._in_trouble = False
             _log.info("the backlog is saved to %s again", self._path)
         return True
 
-    def _open(self, path: Path) -> sqlite3.Connection:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = sqlite3.connect(path, timeout=1)
+    def _try(self, work: "Callable[[sqlite3.Connection], T]", path: Path) -> T | None:
+        """Do something with the file in one transaction; None if that is not possible."""
+        import sqlite3  # noqa: PLC0415 - 6 ms and 1 MiB that a daemon spares while EmonCMS answers
+
         try:
-            file.execute("PRAGMA synchronous = EXTRA")  # a power cut brings nothing back that was deleted
-            _lay_out(file)
-        except BaseException:
-            file.close()
-            raise
-        return file
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with closing(sqlite3.connect(path, timeout=1)) as file, file:
+                file.execute("PRAGMA synchronous = EXTRA")  # a power cut brings nothing back that was deleted
+                _lay_out(file)
+                return work(file)
+        except (OSError, sqlite3.Error, ValueError) as error:
+            self._trouble(path, error)
+            return None
 
     def _trouble(self, path: Path, error: Exception) -> None:
         """Say what is wrong with the disk, or set the file aside if it is the file that is wrong."""
@@ -145,12 +143,17 @@ class Disk:
             _log.warning("the backlog cannot be saved (%s): rows wait in memory only", words)
 
 
-def _lay_out(file: sqlite3.Connection) -> None:
-    """Make sure that a file has our layout. Raises DatabaseError if it is somebody else's."""
+def _lay_out(file: "sqlite3.Connection") -> None:
+    """Make sure that a file has our layout. Raises ValueError if it is somebody else's."""
     if file.execute("PRAGMA application_id").fetchone() != (_OURS,):
         if file.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
-            raise sqlite3.DatabaseError("it is another program's, or another version's")
+            raise ValueError("it is another program's, or another version's")
         file.executescript(_LAYOUT)
+
+
+def _blocks(file: "sqlite3.Connection") -> list[Saved]:
+    """Read all of them, oldest first. Raises ValueError."""
+    return [_checked(*entry) for entry in file.execute("SELECT * FROM blocks ORDER BY number")]
 
 
 def _checked(number: object, dates: object, packed: object) -> Saved:
