@@ -1,17 +1,26 @@
-"""`envoy2emon check` as a process, and what it said."""
+"""What `envoy2emon check` asks, and what it said."""
 
+import logging
+import os
 import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
-from tests.daemons import Daemon, altered
+import pytest
+
+from envoy2emon.check import questions
+from tests.daemons import assert_no_secret, write_settings
 
 
 class Answers:
     """What one run said: its exit code and its lines, each of which can be posted in a forum."""
 
-    def __init__(self, code: int, lines: list[str]) -> None:
+    def __init__(self, code: int, lines: list[str], settings: Mapping[str, object]) -> None:
         self.code, self.lines = code, lines
+        assert_no_secret(lines, settings)
         text = "\n".join(lines)
         assert not re.search(r"(?<![^\W_])\d{10,}(?![^\W_])", text), text  # a whole serial number
         assert not re.search(r"\w@\w", text), text
@@ -33,23 +42,26 @@ class Answers:
         assert any(all(part in line for part in parts) for line in texts), (word, subject, parts, self.lines)
 
 
-# Tells of whatever would change a file: Python's audit events.
-_WATCH = """
-import os, sys
-WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-CHANGE = {f"os.{name}" for name in "chmod chown link mkdir remove rename rmdir symlink truncate utime".split()}
-def watch(event, args):
-    opens = event == "open" and args[2] & WRITE or event == "sqlite3.connect" and args[0] != ":memory:"
-    if (opens or event in CHANGE) and "/.coverage." not in str(args[0]):
-        os.write(1, f"FAIL  changes    {event} {args}\\n".encode())
-sys.addaudithook(watch)
-"""
+_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_CHANGES = re.compile(r"os\.(chmod|chown|link|mkdir|remove|rename|rmdir|symlink|truncate|utime)")
+_changes: list[str] | None = None  # what was changed since it became a list
+
+
+def _watch(event: str, args: tuple[object, ...]) -> None:
+    """Note whatever changes a file: Python's audit events."""
+    if _changes is not None:
+        opens = event == "open" and isinstance(args[2], int) and args[2] & _WRITE
+        if opens or _CHANGES.fullmatch(event) or (event == "sqlite3.connect" and args[0] != ":memory:"):
+            _changes.append(f"{event} {args}")
+
+
+sys.addaudithook(_watch)  # for good: there is no way to take one back
 
 
 class Check:
-    """Runs the command, where no systemd is unless `tools` holds a systemctl; None leaves a setting out.
+    """Asks what the command asks, where no systemd is unless `tools` holds a systemctl; None leaves a setting out.
 
-    Whatever it would change is a line with the subject `changes`, and a failure.
+    It asks in this process, because a process for each would take half of the tests' time, and changes no file.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, object]) -> None:
@@ -57,16 +69,32 @@ class Check:
         self.state = directory / "check" / "state"
         self.tools = directory / "tools"
         self.tools.mkdir()
-        self._environment = altered(directory / "watch", _WATCH) | {"PYTHONDONTWRITEBYTECODE": "1"}
+        self.patience = questions.PATIENCE_S
 
     def __call__(self, environment: Mapping[str, str] | None = None, /, **changes: object) -> Answers:
-        """Run it."""
-        process = Daemon("check", self.directory / "check", self.settings | changes)
-        process.environment = {"PATH": str(self.tools)} | self._environment | dict(environment or {})
-        with process:
-            answers = Answers(process.wait(60), process.lines)
-        assert answers.words("changes") == set(), answers.lines
-        return answers
+        """Ask."""
+        code, lines = self.run(environment, **changes)
+        return Answers(code, lines, self.settings | changes)
+
+    def run(self, environment: Mapping[str, str] | None = None, /, **changes: object) -> tuple[int, list[str]]:
+        """Ask, and return the exit code and the lines as they are."""
+        global _changes  # noqa: PLW0603 - the audit hook is this process's
+        env_file = write_settings(self.state.parent, self.settings | changes)
+        environ = {"HOME": str(self.directory), "STATE_DIRECTORY": str(self.state), **(environment or {})}
+        said, root = StringIO(), logging.getLogger()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+            patch.setenv("PATH", str(self.tools))
+            patch.setattr(sys, "dont_write_bytecode", True)
+            patch.setattr(root, "handlers", root.handlers[:])
+            patch.setattr(root, "level", root.level)
+            changed: list[str] = []
+            _changes = changed
+            try:
+                code = questions.run(env_file, environ, patience=self.patience)
+            finally:
+                _changes = None
+        assert not changed
+        return code, said.getvalue().splitlines()
 
     def tool(self, name: str, script: str) -> None:
         """Put a program in place for check to call."""

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Condition, Thread
 from typing import NoReturn, Self, TypeVar
@@ -37,6 +37,23 @@ def altered(directory: Path, code: str) -> dict[str, str]:
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": f"{directory}:{PROJECT}"}
+
+
+def write_settings(directory: Path, settings: Mapping[str, object]) -> Path:
+    """Write a .env there, as its owner does, without those that are None."""
+    directory.mkdir(parents=True, exist_ok=True)
+    env_file = directory / ".env"
+    env_file.touch(mode=0o600)
+    env_file.write_text("".join(f"{k}={_quoted(v)}\n" for k, v in settings.items() if v is not None))
+    return env_file
+
+
+def assert_no_secret(lines: Sequence[str], settings: Mapping[str, object]) -> None:
+    """No line may hold a secret of these settings, or any token."""
+    secrets = {str(value) for name, value in settings.items() if value and _SECRET.search(name)}
+    for line in lines:
+        assert not _JWT.search(line), line
+        assert not any(secret in line for secret in secrets), line
 
 
 class Daemon:
@@ -70,9 +87,7 @@ class Daemon:
     def start(self) -> Self:
         """Write the settings and start."""
         self.state.mkdir(parents=True, exist_ok=True)
-        env_file = self.directory / ".env"
-        env_file.touch(mode=0o600)
-        env_file.write_text("".join(f"{k}={_quoted(v)}\n" for k, v in self.settings.items() if v is not None))
+        env_file = write_settings(self.directory, self.settings)
         name = f"envoy2emon-{uuid4()}"  # abstract: a path below pytest's directories can be too long for a socket
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify.bind(f"\0{name}")
@@ -120,10 +135,7 @@ class Daemon:
         code = self.process.wait(timeout)
         for thread in self._threads:
             thread.join()
-        secrets = {str(value) for name, value in self.settings.items() if value and _SECRET.search(name)}
-        for line in (*self.lines, *self.notifications):
-            assert not _JWT.search(line), line
-            assert not any(secret in line for secret in secrets), line
+        assert_no_secret([*self.lines, *self.notifications], self.settings)
         return code
 
     def terminate(self, timeout: float = 10.0) -> tuple[int, float]:

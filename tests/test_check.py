@@ -1,31 +1,28 @@
 """`envoy2emon check` as its owner runs it: the settings, the gateway and its site, and what it leaves behind."""
 
 import json
-import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envoy2emon.check import emoncms as check_emoncms
-from envoy2emon.check import questions
 from envoy2emon.check.verdict import Report, ok
 from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import Answer, SimulatedEnvoy, make_token
 from envoy2emon.demo.site import THREE_PHASE_EVENT, info
 from tests.certificates import Certificate
-from tests.checks import Answers, Check
+from tests.checks import Check
 from tests.daemons import PROJECT, Daemon
 from tests.emoncms import bulk
 from tests.enlighten import LOGIN_PATH, TOKEN_PATH, Enlighten
 from tests.faultproxy import FaultProxy
 from tests.fixtures import SITES, load_site
 
-Asked = Callable[..., Answers]
 YEAR = 365 * 86_400
 ORDER = "settings name ports firmware login meters reading inverters EmonCMS key inputs clocks backlog units"
 ARRIVED = [[0, "Envoy-S", {"prod_ph-a_wNow": 1}], [0, "Envoy-S-inverters", {"122000000001_wNow": 1}]]
@@ -226,7 +223,7 @@ def test_enphase(check: Check, gateway7: SimulatedEnvoy) -> None:
     with Enlighten() as enphase:
         settings = {"ENVOY_HOST": gateway7.host} | enphase.settings()
         check(**settings).say("ok", "login", "renewed in time")
-        assert list(check.state.iterdir()) == []
+        assert not check.state.exists()
         answers = check(**settings | {"ENPHASE_PASSWORD": "wrong-password"})
         answers.say("FAIL", "login", "does not accept ENPHASE_EMAIL and ENPHASE_PASSWORD")
         for path, answer, words in [
@@ -382,33 +379,18 @@ def test_clocks(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) ->
     check().say("warn", "clocks", "the gateway's is 2 h 0 min behind", "inverters", "Internet")
 
 
-@pytest.fixture
-def asked(check: Check, capsys: pytest.CaptureFixture[str]) -> Iterator[Asked]:
-    """Run what the command runs in this process, where waits can be short."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def ask(patience: float, **changes: object) -> Answers:
-        named = {name: str(value) for name, value in (check.settings | changes).items()}
-        code = questions.run(None, named | {"STATE_DIRECTORY": str(check.state)}, patience=patience)
-        return Answers(code, capsys.readouterr().out.splitlines())
-
-    yield ask
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-def test_stream_without_readings(asked: Asked, envoy: SimulatedEnvoy) -> None:
+def test_stream_without_readings(check: Check, envoy: SimulatedEnvoy) -> None:
     """A stream that opens but brings no reading is given up, told apart from a refused login, and closed."""
     envoy.source = lambda: '{"production":{}}'
-    answers = asked(2.0)
+    check.patience = 2.0
+    answers = check()
     answers.say("ok", "login")
     answers.say("FAIL", "reading", "no reading within 2 s; what it sends is no reading", "off and on")
     envoy.wait_for(lambda: envoy.open_streams == 0)
 
 
 @pytest.mark.parametrize("neighbour", ["gateway", "EmonCMS"])
-def test_neighbour_that_hangs(asked: Asked, check: Check, neighbour: str) -> None:
+def test_neighbour_that_hangs(check: Check, neighbour: str) -> None:
     """A neighbour that takes the connection and drips is given up, and the other one is still asked."""
     setting = "ENVOY_HOST" if neighbour == "gateway" else "EMONCMS_URL"
     given = str(check.settings[setting])
@@ -416,14 +398,15 @@ def test_neighbour_that_hangs(asked: Asked, check: Check, neighbour: str) -> Non
     with FaultProxy(host, int(port)) as proxy:
         proxy.drip()
         start = time.monotonic()
-        answers = asked(0.5, **{setting: given.replace(f":{port}", f":{proxy.port}")})
+        check.patience = 0.5
+        answers = check(**{setting: given.replace(f":{port}", f":{proxy.port}")})
     assert time.monotonic() - start < 4
     answers.say("FAIL", neighbour, "no answer within 1 s", "?")
     answers.say("ok", "key" if neighbour == "gateway" else "reading")
     assert answers.subjects().endswith("backlog units")
 
 
-def test_a_bug_is_no_answer(check: Check, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_no_answer(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody foresaw is one FAIL line, with its place and whose fault it is; the rest is still asked."""
 
     def broken(*_: object) -> Iterator[Any]:
@@ -431,12 +414,11 @@ def test_a_bug_is_no_answer(check: Check, capsys: pytest.CaptureFixture[str], mo
         raise LookupError("in http://me:hunter22@emonpi\n")
 
     monkeypatch.setattr(check_emoncms, "ask", broken)
-    environ = {name: str(value) for name, value in check.settings.items()} | {"STATE_DIRECTORY": str(check.state)}
-    assert questions.run(None, environ) == 1
-    out = capsys.readouterr().out
-    assert "LookupError: in http://***@emonpi (" in out
-    assert "this is a bug in envoy2emon: please report it with this line" in out
-    assert "units" in out.splitlines()[-1]
+    code, lines = check.run()
+    assert code == 1
+    assert any("LookupError: in http://***@emonpi (" in line for line in lines)
+    assert any("this is a bug in envoy2emon: please report it with this line" in line for line in lines)
+    assert "units" in lines[-1]
 
 
 def test_what_is_printed_can_be_posted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,7 +107,7 @@ def test_what_only_root_may_read(check: Check) -> None:
         check=False,
         timeout=60,
     )
-    answers = Answers(done.returncode, done.stdout.splitlines())
+    answers = Answers(done.returncode, done.stdout.splitlines(), {})
     answers.say("FAIL", "settings", str(unreadable), "may not be read")
     answers.say("warn", "settings", "this user may not read", "run: sudo envoy2emon check")
     assert answers.subjects() == "settings backlog units"
