@@ -21,13 +21,13 @@ from tests.meter import Meter
 
 StartDaemon = Callable[..., Daemon]
 
-# A file is one worker's. These take longest: begun last, they would keep one worker busy alone at the end.
-LONGEST = ("test_install", "test_systemd", "test_gateway_daemon", "test_live_daemon")
+# A file is one worker's. Begun last, these would keep one worker busy alone at the end.
+LONGEST = ("test_systemd", "test_upgrade", "test_install", "test_outages", "test_restarts", "test_live_daemon")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: LONGEST.index(stem) if (stem := item.path.stem) in LONGEST else len(LONGEST))
 
 
 def until(holds: Callable[[], bool], limit: float = 10.0) -> None:

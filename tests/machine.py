@@ -40,7 +40,7 @@ def wait_for(what: str, predicate: Callable[[], bool], timeout: float = 15.0) ->
     limit = monotonic() + timeout
     while not predicate():
         assert monotonic() < limit, f"not within {timeout} s: {what}"
-        Event().wait(0.05)
+        Event().wait(0.2)  # each look is a process or two
 
 
 class Machine:
@@ -121,6 +121,7 @@ class Machine:
             for package in _PURE:
                 tar.add(_folder(package), package, filter=_pure)
         self.run("tar", "--extract", "--no-same-owner", f"--directory={site.strip()}", stdin=archive.getvalue())
+        self.run(str(PROGRAM / "bin" / "python"), "-m", "compileall", "-q", site.strip())  # as pip does
         for unit in (PROJECT / "systemd").glob("*.service"):
             self.write(Path("/etc/systemd/system") / unit.name, unit.read_text())
         self.run("systemctl", "daemon-reload")

@@ -87,9 +87,16 @@ def test_the_page_begins_with_a_history(demo: Demo) -> None:
     assert process.wait(10) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["A simulated gateway", "The live page", ROW])
-def test_ends_at_once(demo: Demo, number: signal.Signals, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("A simulated gateway", signal.SIGINT),
+        ("The live page", signal.SIGTERM),
+        (ROW, signal.SIGINT),
+        (ROW, signal.SIGHUP),
+    ],
+)
+def test_ends_at_once(demo: Demo, moment: str, number: signal.Signals) -> None:
     """Ctrl-C, kill and a terminal that is closed end the demo and its daemons cleanly, at whatever moment."""
     process = demo()
     lines_until(process, moment)

@@ -1,0 +1,94 @@
+"""install.sh beside what is there already, and where it cannot install, on fresh Debian."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from envoy2emon.demo.emoncms import StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
+from envoy2emon.demo.site import THREE_PHASE_EVENT
+from tests.daemons import PROJECT
+from tests.installs import BOTH, OFFLINE, edit_for, fresh, install, shell, start
+from tests.machine import SETTINGS, Machine
+from tests.readme import commands
+
+pytestmark = pytest.mark.timeout(300)  # making the roots for the first time takes most of it
+# What install.sh may touch.
+TRACES = "ls -lA --time-style=full-iso /opt /usr/local/bin /etc/systemd/system /etc/envoy2emon 2>&1"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """Boot a fresh Debian."""
+    with fresh("trixie", tmp_path) as machine:
+        yield machine
+
+
+def refuses(machine: Machine, words: str, *before: str) -> None:
+    """Run install.sh, which has to end with these words and to leave everything as it was."""
+    was = machine.run("sh", "-c", f"{TRACES} || true")
+    done = machine.enter(*before, "/mnt/systemd/install.sh", environ={"PIP_RETRIES": "0"})
+    assert done.returncode == 1
+    assert words in done.stderr.decode().splitlines()[-1]
+    assert machine.run("sh", "-c", f"{TRACES} || true") == was
+
+
+def test_upgrades(machine: Machine) -> None:
+    """Settings stay, a new one is named; what ran is restarted, what was off stays off; what does not run is named."""
+    begin, check = commands("Install it on the Pi")[2:4]
+    machine.write(SETTINGS, (PROJECT / ".env.example").read_text(), "0600")
+    with (
+        machine.network(),
+        SimulatedEnvoy(address=("127.0.0.2", 0), source=lambda: THREE_PHASE_EVENT, interval=0.2) as envoy,
+        StandInEmonCMS() as emoncms,
+    ):
+        settings = edit_for(machine, envoy, emoncms)  # as --uninstall leaves them
+        words = install(machine)
+        assert f"Installed, with the settings in {SETTINGS}\n" in words
+        assert words.endswith(
+            "Not running: {0}. To start: sudo systemctl restart {0}\nTo check: sudo envoy2emon check\n".format(
+                " ".join(BOTH)
+            )
+        )
+        start(machine, emoncms, begin)
+        assert {line.split()[0] for line in shell(machine, check).splitlines()} == {"ok"}
+
+        machine.run("systemctl", "disable", "--now", "envoy2emon_inv")
+        before = machine.show("envoy2emon", "MainPID")
+        machine.run("cp", "--recursive", "/mnt", "/srv/newer")
+        machine.run("sed", "-i", "s/1.1.0/1.1.99/", "/srv/newer/envoy2emon/__init__.py")
+        machine.run("sh", "-c", "printf '# What it does.\n#SHINY_NEW=1\n' >>/srv/newer/.env.example")
+        words = install(machine, checkout="/srv/newer")
+    assert re.search(r"New settings.*[: ]SHINY_NEW$", words, re.MULTILINE)
+    assert "Upgraded; running daemons were restarted\n" in words
+    assert "\nNot running: envoy2emon_inv. To start: sudo systemctl restart envoy2emon_inv\n" in words
+    assert machine.run("envoy2emon", "--version") == "envoy2emon 1.1.99\n"
+    assert machine.show("envoy2emon", "MainPID") not in {before, "0"}
+    assert machine.show("envoy2emon_inv", "ActiveState") == "inactive"
+    assert machine.show("envoy2emon_inv", "UnitFileState") == "disabled"
+    assert machine.run("cat", str(SETTINGS)) == settings
+
+    machine.write(SETTINGS, settings.replace(f"EMONCMS_APIKEY={emoncms.key}\n", "EMONCMS_APIKEY=\n"), "0600")
+    done = machine.enter("/mnt/systemd/install.sh", environ=OFFLINE)
+    assert done.returncode == 1
+    assert b"Not running: envoy2emon envoy2emon_inv. To start:" in done.stderr
+    assert b"upgraded, but not all daemons start: see systemctl status" in done.stderr
+
+
+def test_refusals_leave_all_as_it_was(machine: Machine) -> None:
+    """Not root, no systemd, no network, a Python too old: a clear sentence, and what was installed is unchanged."""
+    machine.write(Path("/opt/envoy2emon/installed"), "before")
+    machine.write(Path("/etc/apt/apt.conf.d/once"), 'Acquire::Retries "0";')
+    refuses(machine, "must be run as root", "setpriv", "--reuid=65534", "--clear-groups")
+    refuses(machine, "does not run systemd", "unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run; "$@"', "sh")
+    machine.run("sh", "-c", "mv /var/cache/apt/archives/*.deb /srv")
+    refuses(machine, "python3-venv cannot be installed: is there a network?")
+    machine.run("sh", "-c", "mv /srv/*.deb /var/cache/apt/archives")
+    refuses(machine, "is there a network? What was installed before is unchanged")
+    assert machine.enter("/mnt/systemd/install.sh", "--help").returncode == 0
+    assert machine.enter("/mnt/systemd/install.sh", "--nonsense").returncode == 2
+    machine.run("rm", "/usr/bin/python3")
+    machine.write(Path("/usr/bin/python3"), '#!/bin/sh\necho Python 3.9.2\n[ "$2" != -c ]\n', "0755")
+    refuses(machine, "Python 3.9.2 is too old")
