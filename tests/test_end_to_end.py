@@ -54,7 +54,7 @@ def test_an_outage(daemon: StartDaemon, envoy: SimulatedEnvoy, any_emoncms: AnyE
         proxy.refuse()
         for number in range(5):
             envoy.emit(numbered(number))
-        stream.wait_for_line("WARNING EmonCMS: .* refuses the connection")
+        stream.wait_for_line("WARNING EmonCMS: ")
         proxy.pass_through()
         any_emoncms.wait_for_inputs(node, lambda inputs: inputs.get("prod_ph-a_wNow", (0, 0.0))[1] == 4.5)
         stream.wait_for_line(r"INFO EmonCMS: back after .*; \d+ rows waited")
