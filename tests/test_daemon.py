@@ -212,24 +212,6 @@ def test_env_file_not_there(tmp_path: Path) -> None:
     assert f"ERROR {path} does not exist" in ended.stderr
 
 
-def test_log_file(daemon: StartDaemon, tmp_path: Path) -> None:
-    """LOG_FILE has UTC, pid and level, and is opened anew when logrotate has moved it."""
-    log, moved = tmp_path / "envoy2emon.log", tmp_path / "envoy2emon.log.1"
-    process = daemon("stream", LOG_FILE=log, LOG_LEVEL="DEBUG", ENVOY_HOST="127.0.0.1:9")
-    process.wait_for_line("WARNING gateway")
-    log.rename(moved)
-    process.wait_for_line("DEBUG gateway")
-    until = time.monotonic() + 10
-    while "DEBUG gateway" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
-        pass  # the line goes to stderr first
-    process.terminate()
-    line_shape = re.compile(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ {process.process.pid} (DEBUG|INFO|WARNING) ")
-    before, after = moved.read_text(), log.read_text()
-    assert all(line_shape.match(line) for line in (before + after).splitlines())
-    assert "WARNING gateway: http://127.0.0.1:9 refuses the connection" in before + after
-    assert "DEBUG gateway: " in after
-
-
 def test_env_file_open_to_all(daemon: StartDaemon, tmp_path: Path) -> None:
     """A .env that everyone can read is a WARNING."""
     env_file = tmp_path / "stream" / ".env"

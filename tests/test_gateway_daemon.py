@@ -139,7 +139,7 @@ def test_unauthorized(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
     assert asked(envoy) == [("/info", 200), (STREAM, 401), (STREAM, 401)]
 
 
-@pytest.mark.parametrize("name", ["legacy", "no_inverters_page", "no_inverters", "empty_reports"])
+@pytest.mark.parametrize("name", ["legacy", "empty_reports"])
 def test_no_meters(daemon: StartDaemon, envoy: SimulatedEnvoy, name: str) -> None:
     """A site without meters is said once, with the cure, and left in peace for five minutes."""
     fixtures.load_site(envoy, name)

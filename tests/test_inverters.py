@@ -13,7 +13,6 @@ from envoy2emon.demo.gateway import Answer, SimulatedEnvoy
 from envoy2emon.demo.site import inverters
 from envoy2emon.gateway.client import INVERTERS, Lost, NotFound, Refused
 from envoy2emon.inverters import Poller
-from tests import fixtures
 from tests.conftest import StartDaemon
 
 
@@ -143,26 +142,6 @@ def test_no_page_of_inverters(daemon: StartDaemon, envoy: SimulatedEnvoy) -> Non
     envoy.answers[INVERTERS] = Answer(404)
     process = daemon("inverters")
     process.wait_for_line("WARNING gateway: this gateway does not list its inverters .*disable --now envoy2emon_inv")
-
-
-@pytest.mark.parametrize("firmware", fixtures.FIRMWARES[:2])
-def test_fixtures(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, firmware: str) -> None:
-    """The inverters of firmware 3 and 5 arrive; those of 7 and 8 do in test_firmware."""
-    fixtures.load(envoy, firmware)
-    daemon("inverters")
-    units = [unit for unit in envoy.inverters if unit["lastReportDate"] > time.time() - 86400]
-    emoncms.wait_for(lambda: len(emoncms.rows) >= len(units))
-    assert posted(emoncms) == expected(units)
-
-
-def test_bad_answer(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A bad answer is a WARNING, and the next good one is posted."""
-    good, envoy.inverters = envoy.inverters, "[]"
-    process = daemon("inverters", INVERTERS_INTERVAL_S=1)
-    process.wait_for_line("WARNING gateway: the inverters' answer is ")
-    envoy.inverters = good
-    emoncms.wait_for(lambda: len(emoncms.rows) == 12)
-    process.wait_for_line("INFO gateway: back after 2 s")
 
 
 def test_user(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:

@@ -32,12 +32,6 @@ def _root_logger() -> Iterator[None]:
     root.setLevel(before[1])  # it also forgets which levels were found to be enabled
 
 
-@pytest.fixture(autouse=True)
-def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test hide the words of another one."""
-    monkeypatch.setattr(words, "secrets", set())
-
-
 def journal() -> dict[str, str]:
     """Return the environment in which stderr as it is now is the journal; capfd changes it from setup to call."""
     stderr = os.fstat(2)

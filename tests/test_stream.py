@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from decimal import Decimal
 
 import pytest
 
@@ -83,21 +82,13 @@ def chunk_by_chunk(envoy: SimulatedEnvoy, data: bytes) -> None:
         envoy.emit_raw(event + b"\n\n")
 
 
-def buffers(envoy: SimulatedEnvoy, data: bytes) -> None:
-    """Send 16 KiB at once, as D7.0.88 does, and then the rest."""
-    envoy.emit_raw(data[:16384])
-    envoy.emit_raw(data[16384:])
-
-
 def pieces(envoy: SimulatedEnvoy, data: bytes) -> None:
     """Send pieces that know nothing of events."""
     for start in range(0, len(data), 1400):
         envoy.emit_raw(data[start : start + 1400])
 
 
-@pytest.mark.parametrize(
-    ("send", "chunked"), [(one_write, True), (chunk_by_chunk, True), (buffers, True), (pieces, False)]
-)
+@pytest.mark.parametrize(("send", "chunked"), [(one_write, True), (chunk_by_chunk, True), (pieces, False)])
 def test_burst(
     daemon: StartDaemon,
     envoy: SimulatedEnvoy,
@@ -116,19 +107,6 @@ def test_burst(
     assert [number_of(row) for row in emoncms.rows] == list(range(22))
     assert [row.time for row in emoncms.rows] == list(range(last - 21, last + 1))
     assert -2.2 < last - time.time() <= 0.1
-
-
-def test_burst_not_before_the_last_event(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A burst is dated back to at most the event before it."""
-    daemon("stream")
-    envoy.wait_for_stream()
-    envoy.emit(numbered(0))
-    wait_for_rows(emoncms, 1)
-    one_write(envoy, b"".join(f"data: {numbered(number)}\n\n".encode() for number in range(1, 9)))
-    wait_for_rows(emoncms, 9)
-    times = [row.time for row in emoncms.rows]
-    assert times == sorted(times)
-    assert times[-1] - times[0] <= 2
 
 
 def test_selection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
@@ -169,38 +147,6 @@ def test_selection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
     )
 
 
-def test_nothing_invented(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """What an event does not hold is not posted, what is no number is left out, and the rest goes on its way."""
-    stream = daemon("stream")
-    envoy.wait_for_stream()
-    events = [
-        '{"production":{"ph-a":{"p":-0.0,"v":null,"i":"text","pf":NaN}},"total-consumption":{"ph-c":{"p":1e999}}}',
-        '{"net-consumption":{"ph-b":{"p":-2114.25,"v":230.1}}}',
-    ]
-    for count, event in enumerate(events, 1):
-        envoy.emit(event)
-        wait_for_rows(emoncms, count)
-    assert [row.inputs for row in emoncms.rows] == [
-        {"prod_ph-a_wNow": Decimal("-0.0")},
-        {"net_ph-b_wNow": Decimal("-2114.25"), "net_ph-b_rmsVoltage": Decimal("230.1")},
-    ]
-    envoy.emit("{}")
-    stream.wait_for_line("WARNING gateway: skipped something that is not a reading: ")
-    envoy.emit(THREE_PHASE_EVENT)
-    wait_for_rows(emoncms, 3)
-
-
-def test_byte_by_byte(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """An event may come in single bytes, among comments, other fields and empty lines, its UTF-8 cut in the middle."""
-    daemon("stream")
-    envoy.wait_for_stream()
-    event = THREE_PHASE_EVENT.replace('{"production"', '{"é€":1,"production"')
-    for byte in f": é\r\n\r\nretry: 5\r\ndata\r\n\r\ndata: {event}\r\n\r\n".encode():
-        envoy.emit_raw(bytes([byte]))
-    wait_for_rows(emoncms, 1)
-    assert texts(emoncms.rows[0]) == inputs_of(THREE_PHASE_EVENT)
-
-
 def test_first_lines(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
     """The first lines say version, source and target, and which gateway was found; STATUS= is true within a second."""
     stream = daemon("stream")
@@ -227,15 +173,3 @@ def test_what_is_not_posted_is_said_once(daemon: StartDaemon, envoy: SimulatedEn
     said = [line for line in stream.lines if "which is not posted" in line]
     assert len(said) == 2
     assert "the gateway also sends net-consumption, which is not posted: STREAM_SECTIONS can name net" in said[0]
-
-
-def test_hundred_posts_one_connection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A hundred posts go over one connection, while the gateway holds one stream."""
-    stream = daemon("stream")
-    envoy.wait_for_stream()
-    for count in range(1, 101):
-        envoy.emit(numbered(count))
-        wait_for_rows(emoncms, count)
-    assert (emoncms.requests, emoncms.connections, envoy.open_streams) == (101, 1, 1)  # and the first question
-    assert [number_of(row) for row in emoncms.rows] == list(range(1, 101))
-    assert not [line for line in stream.lines if " INFO " not in line]

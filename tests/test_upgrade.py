@@ -36,8 +36,11 @@ def refuses(machine: Machine, words: str, *before: str) -> None:
 
 
 def test_upgrades(machine: Machine) -> None:
-    """Settings stay, a new one is named; what ran is restarted, what was off stays off; what does not run is named."""
-    begin, check = commands("Install it on the Pi")[2:4]
+    """Settings stay, a new one is named; what ran is restarted, what was off stays off; what does not run is named.
+
+    What comes first, on what --uninstall left, are the README's lines.
+    """
+    setup, _, begin, check = commands("Install it on the Pi")[:4]
     machine.write(SETTINGS, (PROJECT / ".env.example").read_text(), "0600")
     with (
         machine.network(),
@@ -45,7 +48,7 @@ def test_upgrades(machine: Machine) -> None:
         StandInEmonCMS() as emoncms,
     ):
         settings = edit_for(machine, envoy, emoncms)  # as --uninstall leaves them
-        words = install(machine)
+        words = shell(machine, setup)
         assert f"Installed, with the settings in {SETTINGS}\n" in words
         assert words.endswith(
             "Not running: {0}. To start: sudo systemctl restart {0}\nTo check: sudo envoy2emon check\n".format(
