@@ -196,6 +196,15 @@ def test_trouble_of_an_earlier_run(check: Check) -> None:
     assert "last trouble" not in str(answers.lines)
 
 
+def test_trouble_that_lasts(check: Check) -> None:
+    """What is still wrong stands in the unit's status, and is told once."""
+    reason = TROUBLE.removeprefix("gateway: ")
+    systemd(check, {"StatusText": f"no reading yet; gateway failing for 2 min: {reason}"})
+    answers = check()
+    answers.say("ok", "units", "gateway failing for 2 min: it is ...5678")
+    assert "last trouble" not in str(answers.lines)
+
+
 def test_journal_that_may_not_be_read(check: Check) -> None:
     """Who may not read the journal is told to check as root."""
     if os.geteuid() == 0:

@@ -183,7 +183,7 @@ def _units(idle: Collection[str]) -> Iterator[Verdict]:
         unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         if unit.get("LoadState") == "loaded":
             name = unit["Id"].removesuffix(".service")
-            trouble, complaint = _last_trouble(name, unit["InvocationID"])
+            trouble, complaint = _last_trouble(name, unit["InvocationID"], unit["StatusText"])
             may_read &= not complaint
             off = unit["ActiveState"] == "inactive" and name in idle
             yield (
@@ -233,14 +233,20 @@ def _changed_since(started: str) -> bool:
         return False
 
 
-def _last_trouble(name: str, run: str) -> tuple[str, str]:
-    """Return the last warning or error that the daemon itself wrote in this run, and what journalctl complains of."""
+def _last_trouble(name: str, run: str, status: str) -> tuple[str, str]:
+    """Return the last warning or error that the daemon itself wrote in this run, and what journalctl complains of.
+
+    What its status tells is not told again.
+    """
     options = ("--priority=warning", "--lines=1", "--output=json", "--no-pager", f"_SYSTEMD_INVOCATION_ID={run}")
     lines, complaint = _output("journalctl", f"--identifier={name}", *options)
     try:
         entry = json.loads(lines.splitlines()[-1])
         age = time.time() - int(entry["__REALTIME_TIMESTAMP"]) / 1e6
-        return f"; last trouble, {duration(age)} ago: {entry['MESSAGE']}", complaint
+        message = str(entry["MESSAGE"])
+        if (reason := message.partition(": ")[2]) and reason in status:
+            return "", complaint
+        return f"; last trouble, {duration(age)} ago: {message}", complaint
     except (LookupError, ValueError, TypeError):
         return "", complaint
 
