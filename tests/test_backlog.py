@@ -3,6 +3,7 @@
 import logging
 import random
 import sqlite3
+import sys
 import tracemalloc
 from decimal import Decimal
 from pathlib import Path
@@ -209,6 +210,20 @@ def test_a_disk_in_trouble_is_said_once_and_tried_again(tmp_path: Path, caplog: 
     assert "cannot be saved" in begin
     assert "saved to" in end
     assert drained(made(tmp_path / "state" / "stream.sqlite", time), 0) == expected(0, 1, 2)
+
+
+def test_a_python_that_is_being_upgraded_ends_no_daemon(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite is imported when it is needed: where it is gone by then, rows wait in memory until it is back."""
+    backlog = made(path)
+    backlog.append([row(1)])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sqlite3", None)
+        backlog.save(EPOCH, now=True)
+    assert "cannot be saved" in caplog.text
+    backlog.save(EPOCH, now=True)
+    assert drained(made(path), 0) == expected(1)
 
 
 def test_what_a_disk_did_not_delete_is_deleted_later(tmp_path: Path) -> None:

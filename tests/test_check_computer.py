@@ -203,6 +203,8 @@ def test_trouble_that_lasts(check: Check) -> None:
     answers = check()
     answers.say("ok", "units", "gateway failing for 2 min: it is ...5678")
     assert "last trouble" not in str(answers.lines)
+    systemd(check, {"StatusText": f"gateway failing for 2 min: {reason}", "ActiveState": "failed"})
+    check().say("FAIL", "units", "has failed", "last trouble, 2 min ago: gateway: it is ...5678")
 
 
 def test_journal_that_may_not_be_read(check: Check) -> None:

@@ -183,7 +183,7 @@ def _units(idle: Collection[str]) -> Iterator[Verdict]:
         unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         if unit.get("LoadState") == "loaded":
             name = unit["Id"].removesuffix(".service")
-            trouble, complaint = _last_trouble(name, unit["InvocationID"], unit["StatusText"])
+            trouble, complaint = _last_trouble(name, unit)
             may_read &= not complaint
             off = unit["ActiveState"] == "inactive" and name in idle
             yield (
@@ -233,11 +233,12 @@ def _changed_since(started: str) -> bool:
         return False
 
 
-def _last_trouble(name: str, run: str, status: str) -> tuple[str, str]:
+def _last_trouble(name: str, unit: Mapping[str, str]) -> tuple[str, str]:
     """Return the last warning or error that the daemon itself wrote in this run, and what journalctl complains of.
 
-    What its status tells is not told again.
+    A neighbour's trouble that the status of a running daemon tells is not told again.
     """
+    run, status = unit["InvocationID"], unit["StatusText"] if unit["ActiveState"] == "active" else ""
     options = ("--priority=warning", "--lines=1", "--output=json", "--no-pager", f"_SYSTEMD_INVOCATION_ID={run}")
     lines, complaint = _output("journalctl", f"--identifier={name}", *options)
     try:

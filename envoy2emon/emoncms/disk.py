@@ -6,7 +6,6 @@ is damaged or not ours is set aside under a new name, never deleted.
 
 import json
 import logging
-import os
 import re
 import time
 import zlib
@@ -73,7 +72,13 @@ class Disk:
 
     def load(self) -> list[Saved]:
         """Return what an earlier run left, oldest first."""
-        if self._path is None or not os.path.exists(self._path):  # noqa: PTH110 - Path's raises for what may not be read
+        if self._path is None:
+            return []
+        try:
+            if not self._path.exists():
+                return []
+        except OSError as error:
+            self._say(error)
             return []
         return self._try(_blocks, self._path) or []
 
@@ -110,8 +115,11 @@ class Disk:
 
     def _try(self, work: "Callable[[sqlite3.Connection], T]", path: Path) -> T | None:
         """Do something with the file in one transaction; None if that is not possible."""
-        import sqlite3  # noqa: PLC0415 - 6 ms and 1 MiB that a daemon spares while EmonCMS answers
-
+        try:
+            import sqlite3  # noqa: PLC0415 - 6 ms and 1 MiB that a daemon spares while EmonCMS answers
+        except (ImportError, OSError) as error:  # Python was upgraded meanwhile, or the disk fails
+            self._say(error)
+            return None
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with closing(sqlite3.connect(path, timeout=1)) as file, file:
