@@ -216,6 +216,7 @@ def main() -> None:
     arguments = parser.parse_args()
     size = SHORT if arguments.short else Size()
     where, figures = machine(), measure(size)
+    assert all(isinstance(figure["ours"], float | int) for figure in figures.values()), figures
     counts = {name: f"{value:,}".replace(",", " ") for name, value in vars(size).items()}
     print("{cpu}, {cores} cores, Python {python}, Linux {kernel}\n".format(**where))
     print(f"{'':52} {'ours':>9} {'reference':>9} {'':8} {'ratio':>6}  limit")

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -82,17 +82,18 @@ class Check:
         env_file = write_settings(self.state.parent, self.settings | changes)
         environ = {"HOME": str(self.directory), "STATE_DIRECTORY": str(self.state), **(environment or {})}
         said, root = StringIO(), logging.getLogger()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
             patch.setenv("PATH", str(self.tools))
             patch.setattr(sys, "dont_write_bytecode", True)
             patch.setattr(root, "handlers", root.handlers[:])
-            patch.setattr(root, "level", root.level)
+            level = root.level
             changed: list[str] = []
             _changes = changed
             try:
                 code = questions.run(env_file, environ, patience=self.patience)
             finally:
                 _changes = None
+                root.setLevel(level)
         assert not changed
         return code, said.getvalue().splitlines()
 

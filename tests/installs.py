@@ -55,7 +55,8 @@ def fresh(release: str, folder: Path) -> Machine:
     if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
         skip_or_fail("making a fresh Debian takes root and mmdebstrap", "REQUIRE_SYSTEMD")
     share = folder / "share"
-    share.mkdir(0o755)
+    share.mkdir()
+    share.chmod(0o755)
     for name in CHECKOUT:
         source = PROJECT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, share / name)

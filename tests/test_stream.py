@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -147,9 +148,12 @@ def test_selection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
     )
 
 
-def test_first_lines(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """The first lines say version, source and target, and which gateway was found; STATUS= is true within a second."""
-    stream = daemon("stream")
+def test_first_lines(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, tmp_path: Path) -> None:
+    """The first lines say version, source and target, and which gateway was found; STATUS= is true within a second.
+
+    They are in LOG_FILE too.
+    """
+    stream = daemon("stream", LOG_FILE=tmp_path / "log")
     stream.wait_for_line("firmware D5.0.62")
     first, second = stream.lines[:2]
     assert f"reads the meters of the gateway at {envoy.host}, posts to {emoncms.url} as node Envoy-S" in first
@@ -158,6 +162,9 @@ def test_first_lines(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandI
     envoy.wait_for_stream()
     envoy.emit(THREE_PHASE_EVENT)
     stream.wait_for_notify(r"STATUS=147 W generating, 2192 W consuming; last reading 0 s ago", 1.0)
+    assert [line.rpartition("INFO ")[2] for line in (tmp_path / "log").read_text().splitlines()[:2]] == [
+        line.rpartition("INFO ")[2] for line in (first, second)
+    ]
 
 
 def test_what_is_not_posted_is_said_once(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
