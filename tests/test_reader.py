@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from envoy2emon.demo.gateway import Answer, SimulatedEnvoy, make_token
+from envoy2emon.demo.gateway import SimulatedEnvoy, make_token
 from envoy2emon.demo.logins import STREAM
 from envoy2emon.demo.site import THREE_PHASE_EVENT, reports
 from envoy2emon.gateway.bursts import Arrival
@@ -177,27 +177,6 @@ def test_a_half_of_an_event_is_not_joined_with_the_next_connection() -> None:
     """A connection that breaks in mid-event loses that event alone."""
     arrivals = Script([EVENT[:500]], [EVENT[500:], EVENT]).run()
     assert [len(arrival.readings) for arrival in arrivals] == [0, 0, 1]
-
-
-def test_a_stream_without_events_is_given_up() -> None:
-    """Bytes that are no event do not count as signs of life: after STREAM_TIMEOUT_S the stream is opened anew."""
-
-    class Slow(Script):
-        def stream(self, silence: float) -> Generator[bytes, None, None]:
-            for data in super().stream(silence):
-                self.now += 3.0 if data else 0.0
-                yield data
-
-    script = Slow([b": still here\n\n"] * 30, STREAM_TIMEOUT_S="10")
-    script.run()
-    assert script.reader.outage.reason == "the stream has sent no event for 10 s"
-
-
-def test_a_flood_is_given_up() -> None:
-    """A line without end is cut off at 64 KiB."""
-    script = Script([b"x" * 60_000] * 9)
-    script.run()
-    assert script.reader.outage.reason == "the stream sends a line of more than 65536 bytes"
 
 
 def test_garbage_costs_no_connection(caplog: pytest.LogCaptureFixture) -> None:
@@ -410,17 +389,3 @@ def test_from_stream_to_reports_and_back(certificate: Certificate, follow: Follo
         envoy.upgrade("D7.6.175")
         assert sections(inbox) == before
         assert envoy.open_streams == 0
-
-
-def test_error_status(follow: Follow) -> None:
-    """A gateway that answers 503, as every night at about 23:00 (HA 156189), is read on when that is over."""
-    with SimulatedEnvoy() as envoy:
-        inbox = follow(envoy)
-        envoy.wait_for_stream()
-        envoy.answers[STREAM] = Answer(503)
-        envoy.end_streams()
-        envoy.wait_for(lambda: (STREAM, 503) in asked(envoy))
-        envoy.answers.clear()
-        envoy.wait_for_stream()
-        envoy.emit(THREE_PHASE_EVENT)
-        assert sections(inbox) == parse_event(THREE_PHASE_EVENT, 0.0).sections

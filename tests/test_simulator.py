@@ -12,7 +12,7 @@ from pyenphase import Envoy, EnvoyData
 from requests.auth import HTTPDigestAuth
 
 from envoy2emon.demo import site
-from envoy2emon.demo.gateway import Answer, Request, SimulatedEnvoy, make_token
+from envoy2emon.demo.gateway import Request, SimulatedEnvoy, make_token
 from envoy2emon.demo.site import THREE_PHASE_EVENT
 from tests import fixtures
 from tests.certificates import Certificate
@@ -178,46 +178,6 @@ def test_no_meters(envoy: SimulatedEnvoy, firmware: str, imeter: str) -> None:
     assert not read_by_pyenphase(envoy).ctmeters
 
 
-@pytest.mark.parametrize("chunked", [True, False])
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-def test_stream(envoy: SimulatedEnvoy, newline: str, *, chunked: bool) -> None:
-    """The installer's password opens the stream; its bytes are as they were given, in either framing."""
-    envoy.chunked, envoy.newline = chunked, newline
-    with ask(envoy, STREAM) as answer:
-        assert answer.headers["Content-Type"] == "text/event-stream"
-        assert ("Transfer-Encoding" in answer.headers) is chunked
-        envoy.wait_for_stream()
-        envoy.emit(THREE_PHASE_EVENT)
-        envoy.emit_raw(b"data: {cut")
-        envoy.end_streams()
-        assert answer.raw.read() == f"data: {THREE_PHASE_EVENT}{newline * 2}data: {{cut".encode()
-    envoy.wait_for(lambda: envoy.open_streams == 0)
-    assert [(request.status, request.user) for request in envoy.requests] == [(401, None), (200, "installer")]
-
-
-def test_client_leaves(envoy: SimulatedEnvoy) -> None:
-    """A client that leaves is noticed though no event comes."""
-    with ask(envoy, STREAM):
-        envoy.wait_for_stream()
-    envoy.wait_for(lambda: envoy.open_streams == 0)
-
-
-def test_source(certificate: Certificate) -> None:
-    """A source's events go to the stream, and the reports tell the same."""
-    values = iter(range(1, 1_000_000))
-
-    def event() -> str:
-        return THREE_PHASE_EVENT.replace('"p":54.745', f'"p":{next(values)}')
-
-    simulated = SimulatedEnvoy("D7.0.88", tls=certificate.context, source=event, interval=0.02)
-    with simulated, ask(simulated, STREAM) as answer:
-        data = answer.raw.read1()
-        first = json.loads(data.partition(b"\n")[0].removeprefix(b"data: "))["production"]["ph-a"]["p"]
-        report = ask(simulated, REPORTS).json()[0]
-        assert report["lines"][0]["actPower"] >= first
-        assert abs(report["createdAt"] - time.time()) < 5
-
-
 def test_digest(envoy: SimulatedEnvoy) -> None:
     """User envoy reads the inverters, where the firmware lets it, and not the stream; a wrong password nothing."""
     digits = envoy.serial[-6:]
@@ -251,24 +211,6 @@ def test_firmware_3(envoy: SimulatedEnvoy) -> None:
     envoy.reset_after_401 = True
     with pytest.raises(requests.ConnectionError):
         ask(envoy, INVERTERS)
-
-
-def test_upgrade_while_running(envoy: SimulatedEnvoy) -> None:
-    """An upgrade keeps host and port: the stream ends, digest and HTTP are gone, tokens and TLS are there."""
-    assert "web-tokens" not in requests.get(f"http://{envoy.host}/info", timeout=10).text
-    with pytest.raises(requests.ConnectionError):
-        requests.get(f"https://{envoy.host}/info", timeout=10)
-    with ask(envoy, STREAM) as answer:
-        envoy.wait_for_stream()
-        envoy.upgrade("D8.3.6086")
-        with pytest.raises(requests.exceptions.ChunkedEncodingError):
-            list(answer.iter_content(None))
-    assert b"<web-tokens>true</web-tokens>" in ask(envoy, "/info").content
-    with pytest.raises(requests.ConnectionError):
-        requests.get(f"http://{envoy.host}/info", timeout=10)
-    envoy.redirects = True
-    answer = requests.get(f"http://{envoy.host}/info", timeout=10, allow_redirects=False)
-    assert (answer.status_code, answer.headers["Location"]) == (301, "https://localhost")
 
 
 @pytest.mark.parametrize(
@@ -307,25 +249,3 @@ def test_tokens_and_sessions(envoy: SimulatedEnvoy) -> None:
     assert ask(envoy, "/auth/check_jwt", cookies=cookies).cookies["sessionId"] == cookies["sessionId"]
     envoy.upgrade("D7.6.175")
     assert ask(envoy, INVERTERS, "no token", cookies=cookies).status_code == 401
-
-
-def test_given_answers(envoy: SimulatedEnvoy) -> None:
-    """An answer that is given takes the place of everything else, and its Content-Type may be missing."""
-    envoy.answers["/info"] = Answer(200, "<envoy_info/>", None)
-    answer = requests.get(f"http://{envoy.host}/info", timeout=10)
-    assert (answer.text, "Content-Type" in answer.headers) == ("<envoy_info/>", False)
-    envoy.inverters = "[]"
-    assert ask(envoy, INVERTERS).text == "[]"
-
-
-def test_same_port_after_a_restart() -> None:
-    """A gateway that was off comes back at the same address."""
-    envoy = SimulatedEnvoy()
-    hosts = set()
-    for _ in range(2):
-        with envoy:
-            hosts.add(envoy.host)
-            assert requests.get(f"http://{envoy.host}/info", timeout=10).status_code == 200
-        with pytest.raises(requests.ConnectionError):
-            requests.get(f"http://{envoy.host}/info", timeout=10)
-    assert (len(hosts), envoy.connections) == (1, 2)

@@ -2,12 +2,11 @@
 
 import json
 import time
-import zlib
 from typing import Any
 
 import pytest
 
-from envoy2emon.demo.account import KWH_GAP, MAX_BODY, MAX_NODES
+from envoy2emon.demo.account import KWH_GAP, MAX_NODES
 from envoy2emon.demo.emoncms import StandInEmonCMS
 from tests.emoncms import AnyEmonCMS, bulk, client
 
@@ -75,21 +74,6 @@ def test_a_bad_row_in_the_middle(any_emoncms: AnyEmonCMS) -> None:
     assert values(any_emoncms) == {"a": 1}
 
 
-def test_a_form_that_is_too_long(any_emoncms: AnyEmonCMS) -> None:
-    """A form beyond PHP's limit is as good as empty."""
-    if any_emoncms.account is None:
-        pytest.skip("nginx before a real EmonCMS may have a limit of its own")
-    assert any_emoncms.bulk(json.dumps(LOG) + " " * MAX_BODY, sentat=0) == (200, NOT_JSON)
-
-
-def test_compressed(any_emoncms: AnyEmonCMS) -> None:
-    """With cb=1 the body is the rows as a raw zlib stream; anything else in it is a format error."""
-    rows = json.dumps([[0, any_emoncms.node, {"a": 7}]]).encode()
-    assert any_emoncms.ask("input/bulk", b"?", cb="1", sentat="0") == (200, NOT_JSON)
-    assert any_emoncms.ask("input/bulk", zlib.compress(rows), cb="1", sentat="0") == (200, "ok")
-    assert values(any_emoncms) == {"a": 7}
-
-
 def test_names_and_values(any_emoncms: AnyEmonCMS) -> None:
     """Characters but letters, digits, `_`, `-`, `.` and space are deleted, and backslashes; what is no number is 0."""
     node = any_emoncms.node
@@ -130,15 +114,10 @@ def test_get(any_emoncms: AnyEmonCMS) -> None:
     one = {"time": 100, "value": 1.5, "processList": ""}
     for query, answer in {
         f"?node={node}": {"a": one},
-        f".json?node={node}&name=a": one,
-        f"?node={node}&name=b": "Node variable does not exist",
         f"?node={node}x": "Node does not exist",
-        f"?node={node}x&name=a": "Node does not exist",
     }.items():
         status, body = any_emoncms.ask(f"input/get{query}")
         assert (status, json.loads(body)) == (200, answer)
-    (listed,) = [put for put in json.loads(any_emoncms.ask("input/list.json")[1]) if put["nodeid"] == node]
-    assert (listed["name"], listed["time"], listed["value"]) == ("a", 100, 1.5)
 
 
 def test_questions_without_a_key(any_emoncms: AnyEmonCMS) -> None:

@@ -7,7 +7,6 @@ inputs are set before their processes run.
 import json
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 from urllib.parse import parse_qsl
 
-MAX_BODY = 8 * 1024 * 1024  # PHP's post_max_size: a larger form is as good as empty
 MAX_NODES = 32
 KWH_GAP = 7200  # s; `power to kWh` adds nothing over a longer gap (process_processlist.php)
 _DELETED = re.compile(r"[^\w\s.-]")  # from names; EmonCMS: /[^\p{N}\p{L}_\s\-.]/u
@@ -96,19 +94,14 @@ class Account:
         return '{"success": true}' if "fulljson" in params else "ok"
 
     def show(self, action: str, params: Mapping[str, str]) -> object:
-        """Answer `input/get` (all nodes, one node, one input) and `input/list`; False to any other action."""
+        """Answer `input/get`, of all nodes or one; False to any other action."""
         nodes = {node: {name: _view(put) for name, put in inputs.items()} for node, inputs in self.nodes.items()}
-        if action == "input/list":
-            named = [(node, name, put) for node, inputs in nodes.items() for name, put in inputs.items()]
-            return [{"id": i, "nodeid": node, "name": name, **put} for i, (node, name, put) in enumerate(named, 1)]
         if action != "input/get":
             return False
         inputs = nodes.get(_DELETED.sub("", params.get("node", "")))
         if "node" in params and inputs is None:
             return "Node does not exist"
-        if inputs is None or "name" not in params:
-            return inputs or nodes
-        return inputs.get(_DELETED.sub("", params["name"]), "Node variable does not exist")
+        return nodes if inputs is None else inputs
 
     def kwh(self, node: str, name: str) -> float:
         """Return what the feed of the process `power to kWh` behind an input shows."""
@@ -149,15 +142,10 @@ class Account:
 def parameters(query_text: str, body: bytes, content_type: str, authorization: str) -> tuple[dict[str, str], str]:
     """Return a request's parameters and its key, empty for none: from the query, then the form, then the header."""
     query = dict(parse_qsl(query_text, keep_blank_values=True))
-    is_form = content_type.startswith("application/x-www-form-urlencoded") and len(body) <= MAX_BODY
+    is_form = content_type.startswith("application/x-www-form-urlencoded")
     form = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True)) if is_form else {}
     # Each value goes through stripslashes: JSON's escape \u00e9 arrives as u00e9.
     params = {name: re.sub(r"\\(.?)", r"\1", value) for name, value in (query | form).items()}
-    if "cb" in query:
-        try:
-            params["data"] = zlib.decompress(body).decode(errors="replace")
-        except zlib.error:
-            params["data"] = ""
     return params, query.get("apikey", form.get("apikey", authorization.replace("Bearer ", "")))
 
 
