@@ -157,11 +157,8 @@ class Soak:
             if [*row.inputs.values()] != [row.time % 300, 300]:
                 self.complaints.append(f"a report of {row.time} arrived as {row.inputs}")
         polls = [request.at for request in self.gateway.requests if (request.path, request.status) == (INVERTERS, 200)]
-        told = [
-            (at, item)
-            for at in polls
-            for item in [each for since, each in self.reports if since < at - 0.05][-1].items()
-        ]
+        # What was published just before a poll may have been in its answer or not.
+        told = [(at, item) for at in polls for item in self._published(at - 0.05) & self._published(at)]
         verdicts = {
             "stream": judge(self.sent, events, _arrivals(events), self.diaries["stream"]),
             "inverters": judge(told, reports, _arrivals(reports), self.diaries["inverters"]),
@@ -207,6 +204,9 @@ class Soak:
             for serial, date in dates.items()
         ]
         self.reports.append((time.monotonic(), dates))
+
+    def _published(self, at: float) -> set[tuple[str, int]]:
+        return set([each for since, each in self.reports if since < at][-1].items())
 
     def _fail_emoncms(self) -> None:
         random = Random(f"{self._seed} EmonCMS")
