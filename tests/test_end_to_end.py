@@ -12,6 +12,8 @@ from tests.emoncms import AnyEmonCMS
 from tests.faultproxy import FaultProxy
 from tests.test_stream import inputs_of, numbered
 
+FIRST = "prod_ph-a_wNow"
+
 
 def values(emoncms: AnyEmonCMS) -> dict[str, float]:
     """Return the node's values."""
@@ -51,10 +53,12 @@ def test_an_outage(daemon: StartDaemon, envoy: SimulatedEnvoy, any_emoncms: AnyE
         url = f"http://{proxy.host}:{proxy.port}{parts.path}"
         stream = daemon("stream", EMONCMS_URL=url, EMONCMS_APIKEY=key, EMONCMS_NODE=node)
         envoy.wait_for_stream()
+        envoy.emit(numbered(9))
+        any_emoncms.wait_for_inputs(node, lambda inputs: inputs.get(FIRST, (0, 0.0))[1] == 9.5)
         proxy.refuse()
         for number in range(5):
             envoy.emit(numbered(number))
         stream.wait_for_line("WARNING EmonCMS: ")
         proxy.pass_through()
-        any_emoncms.wait_for_inputs(node, lambda inputs: inputs.get("prod_ph-a_wNow", (0, 0.0))[1] == 4.5)
+        any_emoncms.wait_for_inputs(node, lambda inputs: inputs.get(FIRST, (0, 0.0))[1] == 4.5)
         stream.wait_for_line(r"INFO EmonCMS: back after .*; \d+ rows waited")
