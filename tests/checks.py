@@ -61,7 +61,7 @@ sys.addaudithook(_watch)  # for good: there is no way to take one back
 class Check:
     """Asks what the command asks, where no systemd is unless `tools` holds a systemctl; None leaves a setting out.
 
-    It asks in this process, because a process for each would take half of the tests' time, and changes no file.
+    It asks in this process, because a process for each question would make the tests slow, and changes no file.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, object]) -> None:
