@@ -105,7 +105,8 @@ def _url(text: str, *, bare: bool = False) -> bool:
     """Tell whether this is a URL without user, query and fragment; `bare`: host or host:port will do."""
     try:
         parts = urlsplit(text if "://" in text or not bare else f"//{text}")
-        named = bool(parts.hostname and re.fullmatch(r"[\w.:%-]+", parts.hostname)) and parts.port != 0
+        # Not parts.hostname, which is "::" for "x[::]y" (3.11.7).
+        named = bool(re.fullmatch(r"(\[[\w.:%]+\]|[\w.-]+)(:[0-9]*)?", parts.netloc)) and parts.port != 0
     except ValueError:
         return False
     return named and parts.scheme in ("http", "https", *[""] * bare) and not re.search(r"[@?#\s]", text)

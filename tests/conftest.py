@@ -10,6 +10,7 @@ from threading import Event
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from envoy2emon import words
 from envoy2emon.demo.emoncms import StandInEmonCMS
@@ -20,6 +21,10 @@ from tests.emoncms import AnyEmonCMS
 from tests.meter import Meter
 
 StartDaemon = Callable[..., Daemon]
+
+# The same examples at each run, so that a run tells of the code; `--hypothesis-profile=default` looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 # A file is one worker's. Begun last, these would keep one worker busy alone at the end.
 LONGEST = ("test_systemd", "test_upgrade", "test_install", "test_outages", "test_restarts", "test_live_daemon")
