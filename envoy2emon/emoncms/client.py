@@ -70,6 +70,7 @@ class EmonCMS:
         self._monotonic = clock
         self._asked_at = float("-inf")
         self._session = web.session(url, pin)
+        self._adapter = self._session.get_adapter(url)
         if apikey:
             self._session.headers["Authorization"] = f"Bearer {apikey.value}"
         form = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -111,9 +112,8 @@ class EmonCMS:
         self._session.close()
 
     def _post(self, data: str) -> None:
-        request = self._bulk.copy()
-        request.prepare_body(f"time=0&data={quote(data, safe=_PLAIN)}".encode(), None)
-        text = self._answer(request)
+        self._bulk.prepare_body(f"time=0&data={quote(data, safe=_PLAIN)}".encode(), None)
+        text = self._answer(self._bulk)
         if text in ("ok", '"ok"'):
             return
         answer = _json(text)
@@ -138,8 +138,9 @@ class EmonCMS:
             self._session.close()
         try:
             with web.in_words(ANSWER_TIMEOUT_S):
-                response = self._session.send(
-                    request, timeout=(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S), stream=True, allow_redirects=False
+                # Session.send would look for cookies, hooks and redirects, which takes as long as to parse an event.
+                response = self._adapter.send(
+                    request, stream=True, timeout=(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S), verify=bool(self._session.verify)
                 )
             text = web.body(response).strip()
         except web.Failed as failed:
