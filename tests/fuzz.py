@@ -54,7 +54,7 @@ import envoy2emon.outage as outage, envoy2emon.emoncms.client as client, envoy2e
 import envoy2emon.inverters as inverters
 outage.REFUSED_WAIT_S = outage.STEADY_S = 0.2
 inverters.MOST_WAIT_S = 0.5
-client.ANSWER_TIMEOUT_S = client.CONNECT_TIMEOUT_S = gateway.ANSWER_S = gateway.LONGEST_ANSWER_S = 0.5
+client.ANSWER_TIMEOUT_S = client.web.CONNECT_S = gateway.ANSWER_S = gateway.LONGEST_ANSWER_S = 0.5
 fails, refused = outage.Outage.fails, outage.Outage.refused
 outage.Outage.fails = lambda self, reason: min(0.2, fails(self, reason))
 outage.Outage.refused = lambda self, reason: min(0.2, refused(self, reason))

@@ -17,7 +17,7 @@ from tests.meter import AWAY, NUMBER, QUICK, Meter, held, restart, stream
 
 MIB = 1024 * 1024
 # EmonCMS's timeouts are for a Raspberry Pi that is busy.
-IMPATIENT = "import envoy2emon.emoncms.client as client\nclient.CONNECT_TIMEOUT_S = client.ANSWER_TIMEOUT_S = 0.5\n"
+IMPATIENT = "import envoy2emon.emoncms.client as client\nclient.web.CONNECT_S = client.ANSWER_TIMEOUT_S = 0.5\n"
 
 
 def troubles(one: Daemon) -> list[str]:

@@ -36,10 +36,10 @@ def test_rows_are_applied_in_order(any_emoncms: AnyEmonCMS) -> None:
 
 @pytest.mark.parametrize(
     ("params", "least"),
-    [({"sentat": 60}, -65), ({"offset": -10}, 5), ({"time": 1387730127}, 1387730122), ({"fulljson": 1}, 0)],
+    [({"sentat": 60}, -65), ({"time": 1387730127}, 1387730122), ({"fulljson": 1}, 0)],
 )
 def test_reference(any_emoncms: AnyEmonCMS, params: dict[str, int], least: int) -> None:
-    """A row's date is the reference plus t: by sentat, by offset, by time, or so that the last row is of now."""
+    """A row's date is the reference plus t: by sentat, by time, or so that the last row is of now."""
     now = 0 if "time" in params else int(time.time())
     words = '{"success": true}' if "fulljson" in params else "ok"
     assert any_emoncms.bulk([[-5, any_emoncms.node, {"a": 1}]], **params) == (200, words)
@@ -121,9 +121,8 @@ def test_get(any_emoncms: AnyEmonCMS) -> None:
 
 
 def test_questions_without_a_key(any_emoncms: AnyEmonCMS) -> None:
-    """`version` and `describe` need none but refuse a wrong one; others answer false in JSON, else a page to log in."""
+    """`version` needs none but refuses a wrong one; others answer false in JSON, else a page to log in."""
     assert any_emoncms.ask("version", key=None)[1].startswith("11.")
-    assert any_emoncms.ask("describe", key=None)[0] == 200
     assert any_emoncms.ask("version", key="bad") == (401, "Invalid API key")
     assert any_emoncms.ask("input/get.json", key=None) == (200, "false")
     status, page = any_emoncms.ask("input/get", key=None)

@@ -175,7 +175,7 @@ def _bulk(params: Mapping[str, str], now: int) -> Iterator[tuple[int, str, Mappi
         raise _BadFormat(_NOT_JSON)
     if not isinstance(rows[-1], list) or not rows[-1]:
         raise _BadFormat("Format error, last item in bulk data does not contain any data")
-    if sent := params.get("sentat", params.get("offset")):
+    if sent := params.get("sentat"):
         reference = now - int(sent)
     else:
         reference = int(params["time"]) if "time" in params else now - int(rows[-1][0])

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from envoy2emon.demo.account import Account, parameters
 
 _POSTS = {"input/bulk", "input/post"}
-# index.php answers these two to anyone without a key, but looks at a key first if there is one.
-_FREE = {"version": "11.16.8", "describe": "emoncms"}
+# index.php answers it to anyone without a key, but looks at a key first if there is one.
+_VERSION = "11.16.8"
 _LOGIN_PAGE = '<!DOCTYPE html>\n<html><body><form id="loginform">Username: Password:</form></body></html>'
 
 
@@ -213,8 +213,8 @@ class StandInEmonCMS:
             return Answer(404, "<h1>Not Found</h1>")
         if key and key not in {self.key, self.read_key}:
             return Answer(401, "Invalid API key")
-        if action in _FREE:
-            return Answer(200, _FREE[action])
+        if action == "version":
+            return Answer(200, _VERSION)
         with self._changed:
             if action in _POSTS:
                 words = ""

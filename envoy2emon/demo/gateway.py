@@ -23,7 +23,7 @@ from envoy2emon.demo.port import Answer, Port, Request
 
 __all__ = ["Answer", "Request", "SimulatedEnvoy", "make_token"]
 
-CHECK_JWT = "/auth/check_jwt"
+CHECK_JWT, METERS, REPORTS = "/auth/check_jwt", "/ivp/meters", "/ivp/meters/reports/"
 # What R3.9.36 sends in place of a challenge is not on record, only that no challenge can be read from it.
 GARBAGE = "\xfe\xac?\xff"
 REFUSED = Answer(401, "<html><head><title>401 Authorization Required</title></head></html>\r\n")
@@ -159,7 +159,7 @@ class SimulatedEnvoy:
 
     def respond(self, target: str, headers: Message, *, encrypted: bool) -> tuple[str | None, Answer]:
         """Say who asks and what the answer to a GET is."""
-        path, _, query = target.partition("?")
+        path = target.partition("?")[0]
         if answer := self._public(path, encrypted=encrypted):
             return None, answer
         authorization, cookie = headers.get("Authorization", ""), headers.get("Cookie", "")
@@ -178,7 +178,7 @@ class SimulatedEnvoy:
             return user, Answer(200, None, "text/event-stream")
         if path == CHECK_JWT:
             return user, self._session(user, cookie)
-        content = self._contents(details="details=1" in query)[path]()
+        content = self._contents()[path]
         # Below /ivp/meters no Content-Type is on record (pyenphase, 5.0.62 and 7.3.130).
         content_type = None if path.startswith("/ivp/") else "application/json"
         return user, Answer(200, content if isinstance(content, str) else json.dumps(content), content_type)
@@ -193,25 +193,14 @@ class SimulatedEnvoy:
             return Answer(200, self.info if f">{self.firmware}<" in self.info else made, "text/xml")
         return None if path in self._contents() else Answer(404)
 
-    def _contents(self, *, details: bool = False) -> dict[str, Callable[[], Any]]:
-        units, reports = self.inverters, self.reports if self._has_meters else []
-
-        def meters() -> Any:  # noqa: ANN401 - JSON
-            return site.meters(reports) if self.meters is None else self.meters
-
-        contents: dict[str, Callable[[], Any]] = {
-            INVERTERS: lambda: units,
-            "/api/v1/production": lambda: site.production(units),
-        }
+    def _contents(self) -> dict[str, Any]:
+        contents: dict[str, Any] = {INVERTERS: self.inverters}
+        reports = self.reports if self._has_meters else []
         if self._has_meters or site.version(self.firmware) >= (4,):
-            contents |= {
-                "/production.json": lambda: site.production_json(units, meters(), reports, details=details),
-                "/ivp/meters": meters,
-                "/ivp/meters/readings": lambda: site.readings(reports),
-            }
+            contents[METERS] = site.meters(reports) if self.meters is None else self.meters
         if self._has_meters:
-            contents |= {"/ivp/meters/reports/": lambda: reports, STREAM: str}
-        return contents | ({CHECK_JWT: str} if self.token_based else {})
+            contents |= {REPORTS: reports, STREAM: ""}
+        return contents | ({CHECK_JWT: ""} if self.token_based else {})
 
     @property
     def _has_meters(self) -> bool:

@@ -22,7 +22,6 @@ from envoy2emon.rows import Row
 from envoy2emon.settings import Secret
 from envoy2emon.words import clean
 
-CONNECT_TIMEOUT_S = 10.0
 # 100 rows with 36 logged inputs take 1.3 s on a PC and ten times that on a Raspberry Pi.
 ANSWER_TIMEOUT_S = 60.0
 # Apache closes a connection after 5 s of silence, perhaps just as a post goes out.
@@ -139,9 +138,8 @@ class EmonCMS:
         try:
             with web.in_words(ANSWER_TIMEOUT_S):
                 # Session.send would look for cookies, hooks and redirects, which takes as long as to parse an event.
-                response = self._adapter.send(
-                    request, stream=True, timeout=(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S), verify=bool(self._session.verify)
-                )
+                timeout, verify = (web.CONNECT_S, ANSWER_TIMEOUT_S), bool(self._session.verify)
+                response = self._adapter.send(request, stream=True, timeout=timeout, verify=verify)
             text = web.body(response).strip()
         except web.Failed as failed:
             raise Unavailable(f"{self.url} {failed}") from failed
