@@ -251,7 +251,7 @@ class Gateway:
             with _lost(response.url, ANSWER_S):
                 text = web.body(response, MOST_INFO)
         try:
-            return read_info(url, text, response.headers.get("Date", ""), self._settings.envoy_serial)
+            return read_info(url, text)
         except ValueError as trouble:
             raise Lost(str(trouble)) from None
 

@@ -6,7 +6,6 @@ Nothing of it is taken on trust, because whoever answers at ENVOY_HOST may be an
 import re
 import time
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
@@ -43,11 +42,8 @@ def urls(host: str) -> list[str]:
     return [f"{scheme}://{host}" for scheme in schemes]
 
 
-def read_info(url: str, text: str, date: str, serial: str | None) -> Info:
-    """Read the XML of /info. Raises ValueError, in words for an owner.
-
-    date: the answer's Date header. serial: taken where /info tells none.
-    """
+def read_info(url: str, text: str) -> Info:
+    """Read the XML of /info. Raises ValueError, in words for an owner."""
     try:
         # 30 000 entities crash expat, and no gateway sends a DOCTYPE to define one.
         info = None if "<!DOCTYPE" in text else ET.fromstring(text.strip())  # noqa: S314 - bounded, without entities
@@ -59,30 +55,13 @@ def read_info(url: str, text: str, date: str, serial: str | None) -> Info:
     def find(name: str) -> str:
         return (info.findtext(name) or "").strip()
 
-    found = find("device/sn") if re.fullmatch(r"\w{1,20}", find("device/sn"), re.ASCII) else serial
-    if not found:
-        raise ValueError(f"{url}/info tells no serial number: is ENVOY_HOST right? ENVOY_SERIAL can give it")
+    serial, told = find("device/sn"), find("time")
+    if not re.fullmatch(r"\w{1,20}", serial, re.ASCII):
+        raise ValueError(f"{url}/info tells no serial number: is ENVOY_HOST right?")
     firmware = clean(find("device/software"), 40) or "?"
     # <web-tokens> is true from firmware 7 on and absent below, in 38 of pyenphase's 38 recordings.
     needs_token = find("web-tokens") == "true"
     if needs_token and not url.startswith("https"):
         raise ValueError(f"{url}, firmware {firmware}, needs a token, which is only sent over https")
-    ahead = _epoch(find("time"), date)
-    return Info(
-        url,
-        found,
-        firmware,
-        needs_token,
-        find("device/imeter") == "true",
-        None if ahead is None else ahead - time.time(),
-    )
-
-
-def _epoch(told: str, date: str) -> float | None:
-    """Return the gateway's time from /info, or else from a Date header, in epoch seconds."""
-    if re.fullmatch(r"\d{1,11}", told, re.ASCII):
-        return float(told)
-    try:
-        return parsedate_to_datetime(date).timestamp()
-    except (TypeError, ValueError, OverflowError, IndexError):
-        return None
+    ahead = int(told) - time.time() if re.fullmatch(r"\d{1,11}", told, re.ASCII) else None
+    return Info(url, serial, firmware, needs_token, find("device/imeter") == "true", ahead)
