@@ -109,12 +109,13 @@ def session(url: str, pin: str | None = None, *, trust: bool = False, cookies: b
 
 
 def body(response: requests.Response, most: int = MOST_BYTES) -> str:
-    """Read the body of a response that was asked for with stream=True. Raises Failed if it has more than `most` bytes.
+    """Read the body of a response that was asked for with stream=True; to be called within in_words().
 
-    The connection is kept for the next request if the body was read to its end.
+    The connection is kept for the next request if the body was read to its end. Raises Failed if it has more than
+    `most` bytes.
     """
     content = b""
-    with in_words(), response:
+    with response:
         # The last read, of nothing, is the one that notices a body that was cut.
         while len(content) <= most and (data := response.raw.read(most + 1, decode_content=False)):
             content += data

@@ -164,11 +164,10 @@ def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
 
 def _nodes(url: str, key: Secret, pin: str | None) -> set[str] | None:
     """Ask for all nodes with the key in a form, which no proxy drops; None if that is not answered."""
-    with suppress(web.Failed, ValueError, RecursionError), web.session(url, pin) as session:
-        with web.in_words():
-            response = session.post(
-                f"{url}/input/get", {"apikey": key.value}, timeout=_TIMEOUT_S, stream=True, allow_redirects=False
-            )
+    with suppress(web.Failed), web.session(url, pin) as session, web.in_words():
+        response = session.post(
+            f"{url}/input/get", {"apikey": key.value}, timeout=_TIMEOUT_S, stream=True, allow_redirects=False
+        )
         answer = json.loads(web.body(response))
         if response.ok and isinstance(answer, dict | list):  # PHP writes an empty object as []
             return set(answer) if isinstance(answer, dict) else set()

@@ -140,7 +140,7 @@ class EmonCMS:
                 # Session.send would look for cookies, hooks and redirects, which takes as long as to parse an event.
                 timeout, verify = (web.CONNECT_S, ANSWER_TIMEOUT_S), bool(self._session.verify)
                 response = self._adapter.send(request, stream=True, timeout=timeout, verify=verify)
-            text = web.body(response).strip()
+                text = web.body(response).strip()
         except web.Failed as failed:
             raise Unavailable(f"{self.url} {failed}") from failed
         self._asked_at = self._monotonic()

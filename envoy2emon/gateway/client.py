@@ -110,8 +110,10 @@ class Gateway:
         """
         with self._noting(), self._open(_STREAM, silence) as response:
             yield b""
-            while data := _next(response, silence):
-                yield data
+            with _lost(response.url, silence):
+                # read1 gives what there is at once, chunked or not (urllib3 2.2 and later).
+                while data := response.raw.read1(65536):
+                    yield data
             raise Lost("the stream has ended")
 
     @contextmanager
@@ -300,10 +302,3 @@ def _lost(where: str, patience: float) -> Iterator[None]:
             yield
     except web.Failed as failed:
         raise Lost(f"{where} {failed}") from failed
-
-
-def _next(response: requests.Response, silence: float) -> bytes:
-    """Return the stream's next bytes: read1 gives what there is at once, chunked or not (urllib3 2.2 and later)."""
-    with _lost(response.url, silence):
-        data: bytes = response.raw.read1(65536)
-    return data
