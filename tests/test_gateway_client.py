@@ -6,7 +6,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -57,11 +57,16 @@ def token_for(envoy: SimulatedEnvoy, user: str = "owner") -> str:
     return make_token(envoy.serial, time.time() + 86_400, user)
 
 
-def opens(gateway: Gateway, silence: float = 1.0) -> Generator[bytes, None, None]:
-    """Open the stream and return what comes. Raises as the client does."""
-    stream = gateway.stream(silence)
-    assert next(stream) == b""
-    return stream
+def opens(gateway: Gateway) -> None:
+    """Open the stream and close it. Raises as the client does."""
+    with gateway.stream(1.0):
+        pass
+
+
+def follow(gateway: Gateway, silence: float) -> None:
+    """Follow the stream to its end. Raises as the client does."""
+    with gateway.stream(silence) as stream:
+        list(stream)
 
 
 # --- Who is there
@@ -209,7 +214,6 @@ def test_digest(envoy: SimulatedEnvoy) -> None:
     assert json.loads(client_of(envoy).text(INVERTERS)) == envoy.inverters
     assert json.loads(client_of(envoy, inverters=True).text(INVERTERS)) == envoy.inverters
     opens(client_of(envoy))
-    envoy.wait_for_stream()
     assert {request.user for request in envoy.requests} == {None, "installer", "envoy"}
 
 
@@ -495,24 +499,23 @@ def test_the_stream_is_prompt(envoy: SimulatedEnvoy, firmware: str, *, chunked: 
     """What the gateway sends is there at once, chunked or not, by http or https; the end is Lost."""
     envoy.upgrade(firmware)
     envoy.chunked = chunked
-    stream = opens(client_of(envoy, ENVOY_TOKEN=token_for(envoy, "installer")), 10)
-    envoy.wait_for_stream()
-    for data in (b"d", f"ata: {THREE_PHASE_EVENT}\n\n".encode(), b"x" * 16384):
-        envoy.emit_raw(data)
-        got = b""
-        while len(got) < len(data):
-            got += next(stream)
-        assert got == data
-    envoy.end_streams()
-    with pytest.raises(Lost, match=r"^the stream has ended$"):
-        next(stream)
+    with client_of(envoy, ENVOY_TOKEN=token_for(envoy, "installer")).stream(10) as stream:
+        envoy.wait_for_stream()
+        for data in (b"d", f"ata: {THREE_PHASE_EVENT}\n\n".encode(), b"x" * 16384):
+            envoy.emit_raw(data)
+            got = b""
+            while len(got) < len(data):
+                got += next(stream)
+            assert got == data
+        envoy.end_streams()
+        with pytest.raises(Lost, match=r"^the stream has ended$"):
+            next(stream)
 
 
 def test_the_stream_is_closed(envoy: SimulatedEnvoy) -> None:
     """Who reads no more leaves the gateway alone: several streams at once upset it."""
-    stream = opens(client_of(envoy))
-    envoy.wait_for_stream()
-    stream.close()
+    with client_of(envoy).stream(10):
+        envoy.wait_for_stream()
     envoy.wait_for(lambda: envoy.open_streams == 0)
 
 
@@ -559,7 +562,7 @@ def test_a_failure_is_told_in_words(name: str) -> None:
     """Closed, cut, garbage, numbers of 20 digits: each is Lost, with the URL and words for an owner."""
     answer, words = ANSWERS[name]
     with Scripted(answer) as scripted:
-        for ask in (lambda one: one.text("/x"), lambda one: list(one.stream(5))):
+        for ask in (lambda one: one.text("/x"), lambda one: follow(one, 5)):
             one = Gateway(known := settings_of(ENVOY_HOST=scripted.url), Tokens(known, None))
             with pytest.raises(Lost, match=f"^{scripted.url}.* ({words})"):
                 ask(one)
@@ -579,7 +582,7 @@ def test_silence(begin: bytes) -> None:
         with pytest.raises(Lost, match="does not answer"):
             one.text("/x", 0.3)
         with pytest.raises(Lost, match="does not answer"):
-            list(one.stream(0.3))
+            follow(one, 0.3)
         assert time.monotonic() - start < 3
 
 
@@ -631,7 +634,7 @@ def test_nothing_else_is_ever_raised(status: bytes, head: list[bytes], body: byt
         one = Gateway(known := settings_of(ENVOY_HOST=scripted.url), Tokens(known, None))
         said = "an answer"
         try:
-            list(one.stream(0.2)) if how == "stream" else one.text(METERS, 0.2)
+            follow(one, 0.2) if how == "stream" else one.text(METERS, 0.2)
         except OURS as trouble:
             said = str(trouble)
     assert said.isprintable()

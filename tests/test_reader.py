@@ -3,8 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -72,11 +72,13 @@ class Script:
         """Return when a page was asked for."""
         return [at for each, at in self.asked if each == page]
 
-    def stream(self, silence: float) -> Generator[bytes, None, None]:
+    @contextmanager
+    def stream(self, silence: float) -> Iterator[Iterator[bytes]]:
         """Do as Gateway.stream."""
         self.asked.append(("stream", self.now))
-        happens = self._next(self._stream)
-        yield b""
+        yield self._pieces(self._next(self._stream), silence)
+
+    def _pieces(self, happens: list[float | bytes], silence: float) -> Iterator[bytes]:
         for each in happens:
             if isinstance(each, bytes):
                 yield each

@@ -163,7 +163,8 @@ def _reading(gateway: Gateway, settings: Settings, patience: float) -> Generator
     """Take one reading, as the daemon would. Raises Lost, Refused, NotFound, BadReading."""
     if settings.stream_source != "reports":
         try:
-            reading = _first_event(gateway.stream(patience), patience)
+            with gateway.stream(patience) as stream:
+                reading = _first_event(stream, patience)
         except NotFound as trouble:
             if settings.stream_source == "stream":
                 yield fail("stream", f"{trouble}. Set STREAM_SOURCE=auto, and the meter reports are read instead")
@@ -180,11 +181,9 @@ def _reading(gateway: Gateway, settings: Settings, patience: float) -> Generator
 def _first_event(stream: Iterator[bytes], patience: float) -> MeterReading:
     """Return the stream's first reading, within `patience` s. Raises Lost."""
     decoder, bad = Decoder(), ""
-    ends = time.monotonic() + ANSWER_S + patience
+    ends = time.monotonic() + patience
     for data in stream:
         now = time.monotonic()
-        if not data:
-            ends = now + patience
         try:
             for text in decoder.feed(data):
                 try:

@@ -7,7 +7,7 @@ followed, because D7 to D8.2 redirect http to https, some of them to https://loc
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
@@ -71,25 +71,25 @@ class Gateway:
         self._password = settings.envoy_inverters_password if inverters else settings.envoy_password
         self._urls = urls(settings.envoy_host)
         self._fingerprint = ""
-        self._asked = False  # whether /info was, since the last failure
+        self._info_is_new = False  # asked since the last failure
         self._session: requests.Session | None = None  # logged in
-        self._login: Info | None = None  # to which gateway
+        self._logged_in_to: Info | None = None
         self._token: Token | None = None
         self._checked = float("-inf")  # when the gateway took the token, in monotonic seconds
 
     def identify(self) -> Info:
         """Ask /info by https, then by http, first where it answered last. Raises Lost, Refused."""
-        self._asked = False
+        self._info_is_new = False
         reasons = []
         for url in sorted(self._urls, key=lambda url: self.info is None or url != self.info.url):
             try:
-                self.info = self._met(self._info(url))
+                self.info = self._announced(self._info(url))
             except _NoName:
                 raise
             except Lost as lost:
                 reasons.append(str(lost))
             else:
-                self._asked = True
+                self._info_is_new = True
                 return self.info
         raise Lost("; ".join(reasons))
 
@@ -98,43 +98,39 @@ class Gateway:
 
         Raises Lost, Refused, NotFound.
         """
-        with self._noting():
+        with self._ask_anew_if_it_fails():
             response = self._open(path, patience)
             with _lost(response.url, patience):
                 return web.body(response)
 
-    def stream(self, silence: float) -> Generator[bytes, None, None]:
-        """Follow /stream/meter: yield nothing (b"") once it is open, then what comes, as it comes.
+    @contextmanager
+    def stream(self, silence: float) -> Iterator[Iterator[bytes]]:
+        """Open /stream/meter, and give what comes, as it comes.
 
-        Raises Lost at its end and after `silence` seconds without a byte, Refused, NotFound.
+        Raises Refused, NotFound; Lost at the stream's end too, and after `silence` seconds without a byte.
         """
-        with self._noting(), self._open(_STREAM, silence) as response:
-            yield b""
-            with _lost(response.url, silence):
-                # read1 gives what there is at once, chunked or not (urllib3 2.2 and later).
-                while data := response.raw.read1(65536):
-                    yield data
-            raise Lost("the stream has ended")
+        with self._ask_anew_if_it_fails(), self._open(_STREAM, silence) as response:
+            yield _pieces(response, silence)
 
     @contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _ask_anew_if_it_fails(self) -> Iterator[None]:
         """After a failure the gateway may be another one: /info is asked again."""
         try:
             yield
         except Lost:
-            self._asked = False
+            self._info_is_new = False
             raise
         except Refused:
-            self._asked, self._session = False, None
+            self._info_is_new, self._session = False, None
             raise
 
     def _open(self, path: str, patience: float) -> requests.Response:
         """Return a good answer, its body unread. Raises Lost, Refused, NotFound."""
         session, login, new = self._logged_in()
         response = self._get(session, login.url, path, patience)
-        if response.status_code in _DENIED and not new and not self._vouched():
+        if response.status_code in _DENIED and not new and not self._token_just_accepted():
             response.close()
-            self._asked, self._session = False, None
+            self._info_is_new, self._session = False, None
             session, login, _ = self._logged_in()
             response = self._get(session, login.url, path, patience)
         status = response.status_code
@@ -153,15 +149,16 @@ class Gateway:
         target = clean(response.headers.get("Location", ""), 200)
         raise Lost(f"{words}, a redirect to {target}" if target else words)
 
-    def _vouched(self) -> bool:
+    def _token_just_accepted(self) -> bool:
         """Tell whether the token was accepted so lately that a denial is not its fault."""
         return self._token is not None and time.monotonic() - self._checked < CHECK_AGAIN_S
 
     def _logged_in(self) -> tuple[requests.Session, Info, bool]:
         """Log in unless that is done; return the session, the gateway, and whether the session is new."""
-        info = self.info if self._asked and self.info else self.identify()
-        if self._session and self._login and self._login.login == info.login and not self._renewed(info):
-            return self._session, self._login, False
+        info = self.info if self._info_is_new and self.info else self.identify()
+        known = self._logged_in_to
+        if self._session and known and known.login_key == info.login_key and not self._renewed(info):
+            return self._session, known, False
         if self._session:
             self._session.close()
         self._session = self._token = None
@@ -171,7 +168,7 @@ class Gateway:
             self._checked = time.monotonic()
         else:
             session.auth = _Digest(self._user, self._password_for(info))
-        self._session, self._login = session, info
+        self._session, self._logged_in_to = session, info
         return session, info, True
 
     def _renewed(self, info: Info) -> bool:
@@ -257,7 +254,7 @@ class Gateway:
         except ValueError as trouble:
             raise Lost(str(trouble)) from None
 
-    def _met(self, info: Info) -> Info:
+    def _announced(self, info: Info) -> Info:
         """Say which gateway it is if that is news. Raises Refused if it is not the one that ENVOY_SERIAL names."""
         wanted = self._settings.envoy_serial
         if wanted and info.serial != wanted:
@@ -268,7 +265,7 @@ class Gateway:
         if before not in ("", info.serial):
             cure = "If that is not meant, ENVOY_SERIAL names the one to read"
             _log.warning("gateway: %s is another one, %s in place of %s. %s", info.url, info.serial, before, cure)
-        if not self.info or info.login != self.info.login:
+        if not self.info or info.login_key != self.info.login_key:
             _log.info("gateway: %s, firmware %s, serial number ending in %s", info.url, info.firmware, info.serial[-4:])
         return info
 
@@ -302,3 +299,11 @@ def _lost(where: str, patience: float) -> Iterator[None]:
             yield
     except web.Failed as failed:
         raise Lost(f"{where} {failed}") from failed
+
+
+def _pieces(response: requests.Response, silence: float) -> Iterator[bytes]:
+    """Give what there is at once, chunked or not, as read1 does since urllib3 2.2. Raises Lost, at the end too."""
+    with _lost(response.url, silence):
+        while data := response.raw.read1(65536):
+            yield data
+    raise Lost("the stream has ended")

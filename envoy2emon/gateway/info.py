@@ -27,7 +27,7 @@ class Info:
     ahead: float | None
 
     @property
-    def login(self) -> tuple[str, str, str, bool]:
+    def login_key(self) -> tuple[str, str, str, bool]:
         """Return what a login is good for: another gateway or firmware wants another one."""
         return self.url, self.serial, self.firmware, self.needs_token
 

@@ -5,10 +5,8 @@ It only reads: what arrives goes into the inbox at once, and a gateway that fail
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -28,7 +26,6 @@ STREAM_AGAIN_S = 86400.0
 _METERS_ANSWER_S = 5.0
 NO_METERS = f"this gateway has no meters, and the inverters need none. To switch this daemon off: {STREAM_OFF}"
 
-_NOTHING = threading.Event()  # what a worker waits for that only waits
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -50,7 +47,7 @@ class Reader:
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
-        wait: Callable[[float], object] = _NOTHING.wait,
+        wait: Callable[[float], object] = time.sleep,
     ) -> None:
         self.outage = Outage("gateway", MOST_WAIT_S, clock, jitter)
         self.bad = 0
@@ -90,15 +87,13 @@ class Reader:
 
     def _follow_stream(self, turned: Callable[[], None]) -> None:
         decoder = Decoder()
-        opened = last = self._clock()
         try:
-            with closing(self._gateway.stream(self._silence)) as stream:
+            with self._gateway.stream(self._silence) as stream:
+                opened = last = self._clock()
+                self._inbox.put(Arrival(opened))
                 for data in stream:
                     turned()
                     now = self._clock()
-                    if not data:
-                        opened = last = now
-                        self._inbox.put(Arrival(now))
                     events = decoder.feed(data)
                     if readings := [reading for text in events if (reading := self._parsed(parse_event, text, now))]:
                         self._arrived(Arrival(now, tuple(readings)), now - opened)
@@ -155,10 +150,10 @@ class Reader:
             _log.log(level, "gateway: skipped something that is not a reading: %s", trouble)
             return None
 
-    def _arrived(self, arrival: Arrival, held: float) -> None:
+    def _arrived(self, arrival: Arrival, connected_for: float) -> None:
         self._inbox.put(arrival)
         self.outage.ends()
-        if held >= STEADY_S:
+        if connected_for >= STEADY_S:
             self.outage.steady()
         if not self._meters_told:
             self._meters_told = True
