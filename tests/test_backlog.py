@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from decimal import Decimal
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -241,17 +242,39 @@ def test_what_a_disk_did_not_delete_is_deleted_later(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_is_damaged_meanwhile_is_made_anew(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What was on it waits in memory all the same, and is saved again."""
+def test_a_full_disk_does_not_bring_rows_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be deleted from the file, because the disk is full, the file goes with its last block."""
     backlog = made(path)
     backlog.append([row(1)])
     backlog.save(EPOCH, now=True)
-    path.write_bytes(b"damaged")
-    backlog.append([row(2)])
-    for _ in range(2):
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", Mock(side_effect=full))
+        drained(backlog)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("noticed_by", ["saving", "delivery"])
+def test_a_file_that_is_damaged_meanwhile_is_made_anew(
+    path: Path, caplog: pytest.LogCaptureFixture, noticed_by: str
+) -> None:
+    """What was on it waits in memory all the same, and is saved again."""
+    backlog = made(path)
+    for number in (1, 2):
+        backlog.append([row(number)])
         backlog.save(EPOCH, now=True)
+    path.write_bytes(b"damaged")
+    if noticed_by == "saving":
+        backlog.append([row(3)])
+        backlog.save(EPOCH, now=True)
+    else:
+        block = backlog.oldest(0)
+        assert block
+        backlog.done(block)
+    backlog.save(EPOCH, now=True)
     assert "cannot be read" in caplog.text
-    assert drained(made(path), 0) == expected(1, 2)
+    assert drained(made(path), 0) == (expected(1, 2, 3) if noticed_by == "saving" else expected(2))
 
 
 def test_without_a_directory_rows_wait_in_memory(caplog: pytest.LogCaptureFixture) -> None:

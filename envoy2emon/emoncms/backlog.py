@@ -163,6 +163,10 @@ class Backlog:
         due = float("inf") if now else self._clock() - SAVE_AFTER_S
         with self._saving:
             with self._changed:
+                if self._disk.renewed:  # all of it is saved anew
+                    self._disk.renewed = False
+                    for block in self._blocks:
+                        block.number = None
                 if self._loose and self._since <= due:
                     self._close_block()
                 new = [block for block in self._blocks if block.number is None and block.since <= due]
@@ -183,11 +187,6 @@ class Backlog:
             self._number += len(blocks)
             for block, each in zip(blocks, saved, strict=True):
                 block.number, block.guessed = each.number, ahead is None
-        elif self._disk.renewed:  # all of it is saved anew by the next look
-            self._disk.renewed = False
-            with self._changed:
-                for block in self._blocks:
-                    block.number = None
 
     def _correct(self, ahead: float | None) -> None:
         with self._changed:

@@ -92,12 +92,17 @@ class Disk:
         self._do(lambda file: file.execute("UPDATE blocks SET dates = ? WHERE number = ?", (json.dumps(dates), number)))
 
     def delete(self, numbers: Iterable[int], *, last: bool) -> bool:
-        """Forget blocks, and the file with the last of them; tell whether the disk did."""
+        """Forget blocks, and the file with the last of them; tell whether the disk did.
+
+        The blocks go before the file, because a power cut may bring a file back; the file goes in any case, because a
+        full disk lets no block go.
+        """
         entries = [(number,) for number in numbers]
         done = self._do(lambda file: file.executemany("DELETE FROM blocks WHERE number = ?", entries))
-        if done and last and self._path:
+        if last and self._path:
             try:
                 self._path.unlink(missing_ok=True)
+                done = True
             except OSError as error:
                 self._say(error)
         return done
