@@ -150,10 +150,7 @@ class Inverters:
             age = max(0.0, self._wall() - newest)  # the gateway's clock may be ahead
             watts = sum(report.watts for report in self._reports if report.dev_type != AC_BATTERY)
             text = f"{len(self._reports)} inverters, {watts:.0f} W; newest report {duration(age)} ago"
-        text += f"; {self._delivery.status()}"
-        if poller.outage.reason:
-            text += f"; gateway failing for {duration(poller.outage.seconds)}: {poller.outage.reason}"
-        return text
+        return f"{text}; {self._delivery.status()}{poller.outage.status()}"
 
     def _say_dead(self, dead: set[str], newest: int) -> None:
         """Log once which units have not reported for a week when others have: one line for all."""

@@ -36,13 +36,13 @@ class Outage:
         self._wait = 1.0
         self._since = 0.0
         self._ended = float("-inf")
-        self._told = 0  # the level at which the journal heard of this outage
-        self._last = (0, "")  # what it heard last, of this outage or an earlier one
+        self._logged = 0  # the level at which the journal heard of this outage
+        self._logged_last = (0, "")  # what it heard last, of this outage or an earlier one
 
-    @property
-    def seconds(self) -> float:
-        """How long it has lasted; 0 when there is none."""
-        return self._clock() - self._since if self.reason else 0.0
+    def status(self) -> str:
+        """Say in words for STATUS= how long it has lasted, and why; nothing when there is none."""
+        reason = self.reason  # another thread may end it meanwhile
+        return f"; {self._neighbour} failing for {duration(self._clock() - self._since)}: {reason}" if reason else ""
 
     def fails(self, reason: str) -> float:
         """Note a failed attempt and return the seconds to wait before the next."""
@@ -58,8 +58,8 @@ class Outage:
     def ends(self, news: str = "") -> None:
         """Note that the neighbour answers; `news` says what becomes of what had to wait."""
         if self.reason:
-            level = logging.INFO if self._told else logging.DEBUG
-            _log.log(level, "%s: back after %s%s", self._neighbour, duration(self.seconds), news)
+            level = logging.INFO if self._logged else logging.DEBUG
+            _log.log(level, "%s: back after %s%s", self._neighbour, duration(self._clock() - self._since), news)
             self.reason, self._ended = "", self._clock()
 
     def steady(self) -> None:
@@ -69,11 +69,12 @@ class Outage:
     def _note(self, level: int, reason: str) -> None:
         reason, now = clean(reason, _LONGEST_REASON), self._clock()
         if not self.reason:
-            self._since, self._told = now, 0
-        flaps = (level, reason) == self._last and max(self._since - self._ended, now - self._since) < STEADY_S
-        if level > self._told and not flaps:
+            self._since, self._logged = now, 0
+        follows, is_short = self._since - self._ended < STEADY_S, now - self._since < STEADY_S
+        flaps = (level, reason) == self._logged_last and follows and is_short
+        if level > self._logged and not flaps:
             _log.log(level, "%s: %s", self._neighbour, reason)
-            self._told, self._last = level, (level, reason)
+            self._logged, self._logged_last = level, (level, reason)
         else:
             _log.debug("%s: %s", self._neighbour, reason)
         self.reason = reason

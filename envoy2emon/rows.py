@@ -67,16 +67,17 @@ class Selection:
 
 
 def stream_inputs(reading: MeterReading, selection: Selection) -> dict[str, Decimal]:
-    """Name a reading's selected values; none of them may be there."""
+    """Name a reading's selected values; the result may be empty."""
     inputs = {}
     for section in selection.sections:
         phases = reading.sections.get(SECTION_NAMES[section], {})
         for phase in selection.phases:
             values = phases.get(phase, {})
             for key in selection.keys:
-                value = values.get(KEY_NAMES[key])
                 if key == "wNow" and section in ("prod", "net"):
                     value = _power(reading, section, phase, selection)
+                else:
+                    value = values.get(KEY_NAMES[key])
                 if value is not None:
                     inputs[f"{section}_{phase}_{key}"] = value
     return inputs
@@ -126,6 +127,7 @@ def _power(reading: MeterReading, section: str, phase: str, selection: Selection
         prod = Decimal(0)
     if section == "prod":
         return prod
-    if prod is None and phase not in (panels := reading.sections.get("production", {})) and panels:
+    production = reading.sections.get("production", {})
+    if prod is None and production and phase not in production:
         prod = Decimal(0)
     return None if prod is None or cons is None else cons - prod

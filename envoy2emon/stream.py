@@ -1,6 +1,7 @@
-"""Daemon 1: the gateway's meter stream, or where owners are kept from it its meter reports, to EmonCMS.
+"""Daemon 1: carries the gateway's meter readings to EmonCMS.
 
-Each event that the gateway sends becomes one row, dated when it was measured as nearly as can be known.
+It follows the meter stream; where the firmware keeps owners from the stream, it asks for the meter reports. Each
+reading becomes one row, dated when it was measured as nearly as can be known.
 """
 
 import logging
@@ -43,7 +44,7 @@ def run(settings: Settings, environ: Mapping[str, str]) -> int:
     delivery = Delivery.to(settings, settings.emoncms_node, state, "stream")
     live = None
     if settings.live_listen:
-        from envoy2emon.live.server import Live  # noqa: PLC0415 - asyncio takes 30 ms and 5 MB that most owners spare
+        from envoy2emon.live.server import Live  # noqa: PLC0415 - asyncio takes 30 ms and 5 MB, and few owners need it
 
         live = Live(settings.live_listen, state)
         live.start()
@@ -85,7 +86,7 @@ class Stream:
         self._known = {SECTION_NAMES[name] for name in chosen.sections}  # what is posted, or was said not to be
 
     def take(self, arrival: Arrival) -> None:
-        """Take what has arrived; readings that the gateway may have held back wait for what follows at once."""
+        """Take what has arrived; a reading that may be the first of a burst waits for the rest of it."""
         self._append(self._bursts.take(arrival))
 
     def look(self) -> float | None:
@@ -112,8 +113,7 @@ class Stream:
             ]
             text = f"{', '.join(told) or 'reading'}; last reading {duration(time.monotonic() - self._latest.at)} ago"
         text += f"; {self._delivery.status()}"
-        if reader.outage.reason:
-            text += f"; gateway failing for {duration(reader.outage.seconds)}: {reader.outage.reason}"
+        text += reader.outage.status()
         if reader.bad:
             text += f"; {reader.bad} bad events skipped"
         if self._live and self._live.trouble:

@@ -18,10 +18,10 @@ from typing import Generic, TypeVar
 
 from envoy2emon.words import clean
 
-# Two looks at the backlog and two STATUS= lines are this far apart, two watchdog pings at most.
+# The backlog is looked at and STATUS= is told so often; the watchdog is pinged so often, or more.
 TICK_S = 5.0
-# A turn may be several questions, each of a name look-up (30 s), a connection (10 s) and an answer (60 s) at most, but
-# for silence that the owner allows; what takes this long hangs.
+# A turn may be several questions, each of a name look-up (30 s), a connection (10 s) and an answer (60 s) at most. A
+# worker whose turn takes longer, by more than the silence that its owner allows, hangs.
 TURN_WITHIN_S = 300.0
 _LONGEST_STATUS = 1000
 
@@ -104,7 +104,7 @@ class Daemon(Generic[T]):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.inbox.put(None))
         try:
-            watchdog = int(environ.get("WATCHDOG_USEC", "0")) / 3e6
+            watchdog = int(environ.get("WATCHDOG_USEC", "0")) / 1e6 / 3  # three pings in its time
         except ValueError:
             watchdog = 0.0
         self._tick = min(TICK_S, watchdog or TICK_S)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envoy2emon.gateway.bursts import FOLLOWS_S, MOST_HELD_S, Arrival, Bursts
+from envoy2emon.gateway.bursts import FOLLOWS_S, LONGEST_WAIT_S, Arrival, Bursts
 from envoy2emon.gateway.readings import MeterReading
 
 
@@ -87,7 +87,7 @@ def test_a_stream_without_pause_is_no_burst() -> None:
     for number in range(1000):
         at = 10.0 + number / 100
         given = bursts.take(arrival(at, 1)) + bursts.release(at)
-        if at > 10.0 + MOST_HELD_S + 0.02:
+        if at > 10.0 + LONGEST_WAIT_S + 0.02:
             assert [reading.at for reading in given] == [at]
 
 
@@ -103,4 +103,4 @@ def test_no_reading_is_lost_or_dated_before_the_one_in_front(steps: list[tuple[f
     dated = dates(arrivals)
     assert len(dated) == len(arrived)
     assert dated == sorted(dated)
-    assert all(date <= came + MOST_HELD_S for date, came in zip(dated, arrived, strict=True))
+    assert all(date <= came + LONGEST_WAIT_S for date, came in zip(dated, arrived, strict=True))

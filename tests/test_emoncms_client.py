@@ -84,7 +84,7 @@ def test_a_connection_is_kept_and_not_when_it_may_be_closing(
     for _ in range(4):
         client.post(ROWS)
     assert emoncms.connections == 2
-    monkeypatch.setattr("envoy2emon.emoncms.client.IDLE_S", 0.0)
+    monkeypatch.setattr("envoy2emon.emoncms.client.KEEP_ALIVE_S", 0.0)
     client.post(ROWS)
     assert emoncms.connections == 3
 

@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 class Block:
     """Rows that stay together: loose they take 5 kB each, packed 0.15 kB.
 
-    times: of each row, its date if `dated`, else its moment. since: when the first row came, monotonic s. number: that
-    on disk.
+    times: of each row, its date if `dated`, else its moment. since: when the first row came, monotonic s. number: what
+    it is called on disk, None if it is not there.
     """
 
     def __init__(self, rows: Sequence[Row | Undated], since: float) -> None:
@@ -43,7 +43,7 @@ class Block:
 
     @classmethod
     def from_disk(cls, saved: Saved, since: float) -> "Block":
-        """Make it of what an earlier run left."""
+        """Make it of what an earlier run left; its dates stand, for the clock that could correct them is gone."""
         block = cls([Row(date, {}) for date in saved.dates], since)
         block.number, block.packed, block._inputs = saved.number, saved.packed, None
         return block
@@ -68,7 +68,8 @@ class Block:
 class Backlog:
     """The rows of one daemon. Its main thread appends and saves, its delivery thread takes the oldest block.
 
-    keep_s: how long a row may wait, in seconds. The disk makes neither append() nor oldest() wait.
+    keep_s: how long a row may wait, in seconds. The disk makes neither append() nor oldest() wait: _saving guards the
+    disk and what was saved, _changed guards rows and blocks, and who needs both takes _saving first.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Backlog:
         self._disk = disk
         self._keep_s = keep_s
         self._clock, self._wall = clock, wall
-        self._saving = threading.Lock()  # guards the disk, and is taken before _changed
+        self._saving = threading.Lock()
         self._changed = threading.Condition()
         now = clock()
         self._blocks = deque(Block.from_disk(saved, now) for saved in disk.load())
@@ -120,7 +121,7 @@ class Backlog:
                 self._disk.save([Saved(joined.number, joined.dates(0.0), joined.packed)])
 
     def oldest(self, patience: float) -> Block | None:
-        """Return the oldest block as soon as there is a row; None after so many seconds, or after hurry(), without."""
+        """Return the oldest block as soon as there is a row; None if none came in `patience` s, or before hurry()."""
         with self._changed:
             self._changed.wait_for(lambda: self._blocks or self._loose or self._hurry, patience)
             if self._loose and not self._blocks:
@@ -206,7 +207,7 @@ class Backlog:
         return block
 
     def _beyond_bounds(self) -> Iterator[Block]:
-        """Take out the oldest blocks that have waited too long, or are too many bytes together."""
+        """Take out the oldest blocks that have waited too long, or are too many bytes; its caller holds _changed."""
         oldest = self._clock() - self._keep_s
         size = sum(len(block.packed) for block in self._blocks)
         while self._blocks and (self._blocks[0].since < oldest or size > MOST_BYTES):
@@ -215,7 +216,7 @@ class Backlog:
             yield block
 
     def _forget_on_disk(self, blocks: list[Block]) -> None:
-        """Delete blocks from the disk, and those that it did not delete before; needs _saving alone."""
+        """Delete blocks from the disk, and those that it did not delete before; its caller holds _saving only."""
         self._gone += [block.number for block in blocks if block.number is not None]
         if self._gone:
             with self._changed:

@@ -25,7 +25,7 @@ from envoy2emon.words import clean
 # 100 rows with 36 logged inputs take 1.3 s on a PC and ten times that on a Raspberry Pi.
 ANSWER_TIMEOUT_S = 60.0
 # Apache closes a connection after 5 s of silence, perhaps just as a post goes out.
-IDLE_S = 3.0
+KEEP_ALIVE_S = 3.0
 # EmonCMS passes over rows of less than three items and answers ok (11.16.8), versions of 2016 find fault with the row:
 # either answer takes a key that may write, and neither makes an input.
 NO_ROW = "[[0]]"
@@ -67,7 +67,7 @@ class EmonCMS:
         self.clock = ServerClock()
         self._node = node
         self._monotonic = clock
-        self._asked_at = float("-inf")
+        self._answered_at = float("-inf")
         self._session = web.session(url, pin)
         self._adapter = self._session.get_adapter(url)
         if apikey:
@@ -133,7 +133,7 @@ class EmonCMS:
     def _answer(self, request: requests.PreparedRequest) -> str:
         """Return the text of an answer that says 200. Raises Unavailable, Unauthorized, Rejected."""
         asked = self._monotonic()
-        if asked - self._asked_at > IDLE_S:
+        if asked - self._answered_at > KEEP_ALIVE_S:
             self._session.close()
         try:
             with web.in_words(ANSWER_TIMEOUT_S):
@@ -143,8 +143,8 @@ class EmonCMS:
                 text = web.body(response).strip()
         except web.Failed as failed:
             raise Unavailable(f"{self.url} {failed}") from failed
-        self._asked_at = self._monotonic()
-        self._learn(response.headers.get("Date", ""), asked, self._asked_at)
+        self._answered_at = self._monotonic()
+        self._learn(response.headers.get("Date", ""), asked, self._answered_at)
         if response.status_code != HTTPStatus.OK:
             raise self._refusal(response, text)
         return text

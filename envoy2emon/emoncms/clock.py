@@ -26,9 +26,11 @@ class ServerClock:
         """Return a monotonic moment in whole epoch seconds; not before a date that was given, within WOBBLE_S."""
         assert self.ahead is not None  # noqa: S101 - nothing is dated before EmonCMS was heard
         date = math.floor(moment + self.ahead)
-        return self.given(self._latest if 0 < self._latest - date <= WOBBLE_S else date)
-
-    def given(self, date: int) -> int:
-        """Note a date that a row has, which later ones shall not go behind, and return it."""
-        self._latest = date
+        if 0 < self._latest - date <= WOBBLE_S:
+            date = self._latest
+        self.note(date)
         return date
+
+    def note(self, date: int) -> None:
+        """Note a date that a row has: later ones shall not go behind it."""
+        self._latest = date

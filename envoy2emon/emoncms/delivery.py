@@ -13,20 +13,20 @@ from pathlib import Path
 from envoy2emon.emoncms.backlog import Backlog, Block
 from envoy2emon.emoncms.client import EmonCMS, Rejected, Unauthorized, Unavailable
 from envoy2emon.emoncms.disk import Disk
-from envoy2emon.outage import Outage, duration
+from envoy2emon.outage import Outage
 from envoy2emon.rows import Row, Undated, not_applied
 from envoy2emon.settings import Settings
 
 MOST_WAIT_S = 60.0
-# A worker with nothing to do shows that it is alive.
-IDLE_S = 60.0
+# With nothing to do the thread shows that it is alive this often.
+ALIVE_EVERY_S = 60.0
 # A server that lost its client goes on applying rows: only two equal answers tell that it has ended.
 ASK_AGAIN_S = 1.0
 # A post that is under way at SIGTERM may end in peace for so long; then the stop stays below 2 s.
 LAST_POST_S = 1.0
 # So many rows rejected one after the other are no bad rows: EmonCMS takes none at all (node limit, access).
 MOST_REJECTED = 10
-# So often a row may go again that EmonCMS shows already: one of its processes brings PHP down each time.
+# A row one of whose processes brings PHP down is shown although its post fails: it goes again so often, and no more.
 MOST_REPEATED = 10
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Delivery:
 
     @classmethod
     def to(cls, settings: Settings, node: str, state: Path | None, name: str) -> "Delivery":
-        """Make the way to a node of the owner's EmonCMS, with what an earlier run of daemon `name` left in `state`."""
+        """Make the delivery to a node of the owner's EmonCMS, with what an earlier run of `name` left in `state`."""
         backlog = Backlog(Disk(state and state / f"{name}.sqlite"), float(settings.backlog_hours) * 3600)
         if len(backlog):
             _log.info("%s of an earlier run waiting to be delivered", rows_in_words(len(backlog)))
@@ -83,7 +83,7 @@ class Delivery:
             self._stopping.wait(wait)
 
     def finish(self, thread: threading.Thread) -> None:
-        """End the delivery thread behind a last post that may take LAST_POST_S, and save what waits all the same."""
+        """End the delivery thread after a last post that may take LAST_POST_S, and save what waits all the same."""
         self._stopping.set()
         self._backlog.hurry()
         thread.join(LAST_POST_S)
@@ -102,7 +102,7 @@ class Delivery:
         try:
             if not self._heard:
                 self._hear()
-            block = self._backlog.oldest(IDLE_S)
+            block = self._backlog.oldest(ALIVE_EVERY_S)
             if block is None:
                 return 0.0
             began, self._under_way = self._clock(), len(block.times)
@@ -126,15 +126,12 @@ class Delivery:
     def status(self) -> str:
         """Say how it stands, in words for STATUS=."""
         waiting = len(self._backlog) - self._under_way
-        text = f"{rows_in_words(waiting)} waiting" if waiting > 0 else "nothing is waiting"
-        if self.outage.reason:
-            text += f"; EmonCMS failing for {duration(self.outage.seconds)}: {self.outage.reason}"
-        return text
+        return (f"{rows_in_words(waiting)} waiting" if waiting > 0 else "nothing is waiting") + self.outage.status()
 
     def _hear(self) -> None:
         """Ask for the first time: the answer teaches the clock that dates rows, and what an earlier run dated last."""
         shown = self._emoncms.shown()
-        self._emoncms.clock.given(max(shown.values(), default=0))
+        self._emoncms.clock.note(max(shown.values(), default=0))
         self._heard = True
         self.outage.ends()
 
@@ -148,7 +145,7 @@ class Delivery:
         """Post a block's rows, or those of them that EmonCMS may lack. Raises Unavailable, Unauthorized, TakesNone."""
         self._backlog.fix_dates(block, self._emoncms.clock.date)
         rows = block.rows()
-        self._emoncms.clock.given(rows[-1].date)
+        self._emoncms.clock.note(rows[-1].date)  # a block from disk was dated elsewhere
         lacking = self._lacking(rows) if self._in_doubt else rows
         self._in_doubt = True
         self._post(lacking, rows)
@@ -186,9 +183,9 @@ class Delivery:
             if self._stopping.wait(ASK_AGAIN_S):
                 raise Unavailable("the daemon stops before it knows what EmonCMS has")
             before, shown = lacking, self._emoncms.shown()
-        return self._without_the_fatal(lacking, shown)
+        return self._without_one_that_crashes(lacking, shown)
 
-    def _without_the_fatal(self, rows: list[Row], shown: Mapping[str, int]) -> list[Row]:
+    def _without_one_that_crashes(self, rows: list[Row], shown: Mapping[str, int]) -> list[Row]:
         """Leave out a first row that EmonCMS has shown at MOST_REPEATED questions: it is taken as applied."""
         first = rows[0] if rows else None
         if first is None or any(shown.get(name) != first.date for name in first.inputs):

@@ -121,7 +121,7 @@ class Disk:
     def _try(self, work: "Callable[[sqlite3.Connection], T]", path: Path) -> T | None:
         """Do something with the file in one transaction; None if that is not possible."""
         try:
-            import sqlite3  # noqa: PLC0415 - 6 ms and 1 MiB that a daemon spares while EmonCMS answers
+            import sqlite3  # noqa: PLC0415 - 6 ms and 1 MiB that nobody needs while EmonCMS answers
         except (ImportError, OSError) as error:  # Python was upgraded meanwhile, or the disk fails
             self._say(error)
             return None

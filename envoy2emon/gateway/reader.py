@@ -1,10 +1,11 @@
-"""Follows the gateway: its meter stream, or where owners are kept from it its meter reports.
+"""Follows the gateway's meter stream; where the firmware keeps owners from it, asks for the meter reports instead.
 
 It only reads: what arrives goes into the inbox at once, and a gateway that fails is asked again by the rules of Outage.
 """
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -26,6 +27,7 @@ STREAM_AGAIN_S = 86400.0
 _METERS_ANSWER_S = 5.0
 NO_METERS = f"this gateway has no meters, and the inverters need none. To switch this daemon off: {STREAM_OFF}"
 
+_NEVER = threading.Event()  # is never set, so that who waits for it only waits
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -47,7 +49,7 @@ class Reader:
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
-        wait: Callable[[float], object] = time.sleep,
+        wait: Callable[[float], object] = _NEVER.wait,
     ) -> None:
         self.outage = Outage("gateway", MOST_WAIT_S, clock, jitter)
         self.bad = 0
@@ -72,7 +74,7 @@ class Reader:
                 else:
                     self._follow_stream(turned)
             except _NoMeters as trouble:
-                self.outage.fails(str(trouble))
+                self.outage.fails(str(trouble))  # no ERROR: the owner may have chosen such a gateway
                 self._back_to_stream()
                 self._wait(REFUSED_WAIT_S)
             except Refused as trouble:
@@ -110,7 +112,7 @@ class Reader:
         if self._source == "stream":
             self._check_meters()
             raise Lost(f"{trouble}; STREAM_SOURCE=auto reads the meter reports instead")
-        level = logging.DEBUG if self.outage.reason else logging.INFO
+        level = logging.DEBUG if self.outage.reason else logging.INFO  # between failures it is no news
         _log.log(level, "gateway: %s; its meter reports are read in place of the stream", trouble)
         self._reports_until = self._clock() + STREAM_AGAIN_S
 
