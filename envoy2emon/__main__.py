@@ -1,14 +1,14 @@
 """The commands: `envoy2emon stream`, `inverters`, `check` and `demo`.
 
-A command imports what it needs and no more, because imports are what a start costs.
+Each command imports only what it needs, because imports are the slowest part of a start.
 """
 
 import os
 import signal
 
-# Before the imports, which take longer than anything else at a start: whoever stops it now has stopped it well.
+# Set before the imports, the slowest part of a start, so that SIGTERM during them exits with status 0.
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C leaves no traceback, whatever is being imported
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during an import leaves no traceback
 
 import argparse
 import logging
@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=text)
         env_file = "the settings (default: $ENVOY2EMON_ENV_FILE, else ./.env)"
         if name == "demo":
-            env_file = argparse.SUPPRESS  # it has settings of its own
+            env_file = argparse.SUPPRESS  # the demo has its own settings
             command.add_argument("--seconds", type=float, metavar="N", help="end after N seconds (default: Ctrl-C)")
             page = "where the live page is (default: 127.0.0.1:8080, or another port if that is taken)"
             command.add_argument("--listen", metavar="HOST:PORT", help=page)

@@ -1,7 +1,7 @@
-"""Daemon 2: the microinverters' reports, polled, to EmonCMS.
+"""Daemon 2: polls the gateway for the microinverters' reports and posts them to EmonCMS.
 
-Each report goes to EmonCMS once, and at a start each current one once more; the gateway is never polled more often than
-the owner says, and less while it is slow or fails.
+Each report is posted once, and each current one once more after a start. The gateway is never polled more often than
+the owner has set, and less often while it is slow or fails.
 """
 
 import logging
@@ -21,11 +21,11 @@ from envoy2emon.settings import Settings
 from envoy2emon.systemd import Daemon, state_directory
 
 MOST_WAIT_S = 300.0
-# Units that were taken off the roof keep their last report for years, watts and all (HA 103871).
+# The gateway keeps the last report of a removed unit, including its watts, for years (HA 103871).
 DEAD_AFTER_S = 7 * 86400
 # Reports are dated by the gateway's clock, which can be days off.
 CLOCK_OFF_S = 3600.0
-# AC batteries are in the list too; they are no production.
+# The devType of an AC battery, which the gateway also lists, although it is not production.
 AC_BATTERY = 11
 
 _CURE = "if it never does, switch this daemon off: sudo systemctl disable --now envoy2emon_inv"
@@ -62,7 +62,7 @@ def run(settings: Settings, environ: Mapping[str, str]) -> int:
 
 
 class Poller:
-    """The reader thread: polls the gateway for ever and passes on the reports of each good answer."""
+    """The poller thread: polls the gateway for ever and puts the reports of each good answer into the inbox."""
 
     def __init__(self, gateway: Gateway, inbox: SimpleQueue[Reports | None], interval: float) -> None:
         self.outage = Outage("gateway", MOST_WAIT_S)
@@ -74,7 +74,7 @@ class Poller:
         self._clock_said = False
 
     def run(self, turned: Callable[[], None]) -> None:
-        """Poll from start to start; an answer that is bad or late doubles the time to the next."""
+        """Poll once a period, from start to start; each bad or slow answer doubles the period, up to a limit."""
         period = self._interval
         while True:
             turned()
@@ -83,11 +83,11 @@ class Poller:
             took = time.monotonic() - started
             fine = least == 0.0 and took <= self._interval / 2
             period = self._interval if fine else min(max(MOST_WAIT_S, self._interval), period * 2)
-            # A gateway that is slow is left in peace for as long as it took.
+            # After a bad or slow answer, pause for at least as long as the answer took, up to MOST_WAIT_S.
             self._pause.wait(max(period - took, 0.0 if fine else min(took, MOST_WAIT_S), least))
 
     def _poll(self) -> float:
-        """Ask once, and return the seconds to wait at least before the next question, 0 if the answer was good."""
+        """Poll once and return the minimum number of seconds before the next poll, 0 if the answer was good."""
         try:
             reports, skipped = parse_inverters(self._gateway.text(INVERTERS))
         except BadReading as trouble:
@@ -119,7 +119,7 @@ class Poller:
 
 
 class Inverters:
-    """What the main thread does with reports: a row for each that is new, and how it stands."""
+    """The main thread's handling of reports: appends a row for each new one, and writes the status text."""
 
     def __init__(self, daemon: Daemon[Reports], delivery: Delivery, wall: Callable[[], float] = time.time) -> None:
         self._daemon = daemon
@@ -128,10 +128,10 @@ class Inverters:
         self._dead: set[str] = set()
         self._batteries: set[str] = set()
         self._reports: list[InverterReport] = []
-        self._posted: dict[str, int] = {}  # by serial number, the date of the report that was appended last
+        self._posted: dict[str, int] = {}  # serial number -> date of the last report appended
 
     def take(self, reports: Reports) -> None:
-        """Take the reports of one poll: those that are new become rows."""
+        """Append a row for each new report of one poll."""
         newest = max((report.reported_at for report in reports), default=0)
         if not self._reports:
             self._daemon.tick_now()
@@ -143,7 +143,7 @@ class Inverters:
         self._delivery.append([inverter_row(report) for report in news])
 
     def status(self, poller: Poller) -> str:
-        """Say how it stands, in words for STATUS=."""
+        """Return the daemon's state in words for STATUS=."""
         text = "no report yet"
         if self._reports:
             newest = max(report.reported_at for report in self._reports)
@@ -153,7 +153,7 @@ class Inverters:
         return f"{text}; {self._delivery.status()}{poller.outage.status()}"
 
     def _say_dead(self, dead: set[str], newest: int) -> None:
-        """Log once which units have not reported for a week when others have: one line for all."""
+        """Log, in one line, units newly treated as removed because others have reported over a week later."""
         if news := sorted(dead - self._dead):
             date = time.strftime("%Y-%m-%d", time.gmtime(newest - DEAD_AFTER_S))
             _log.info(

@@ -1,7 +1,7 @@
-"""Where log lines go: stderr, and a file if the owner wants one.
+"""Logging to stderr, and to a file if the owner sets one.
 
-One message is one line (or, a traceback, lines of one level), each of them cleaned; no trouble with the file harms the
-daemon.
+A message is one line; a traceback adds lines of the same level. Every line goes through clean(). Trouble with the file
+never harms the daemon.
 """
 
 import errno
@@ -44,7 +44,7 @@ class _Formatter(logging.Formatter):
 
 
 def under_journal(environ: Mapping[str, str]) -> bool:
-    """Tell whether stderr is the journal: $JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
+    """Return whether stderr is the journal, whose device and inode $JOURNAL_STREAM names (systemd.exec(5))."""
     try:
         stderr = os.fstat(2)
     except OSError:
@@ -53,7 +53,7 @@ def under_journal(environ: Mapping[str, str]) -> bool:
 
 
 def setup(environ: Mapping[str, str], level: str = "INFO", file: Path | None = None) -> None:
-    """Send log lines to stderr and `file`, which logrotate may move; a file that cannot be had is a WARNING."""
+    """Log to stderr and to `file`, which logrotate may move; a file that cannot be opened is logged as a WARNING."""
     journal = under_journal(environ)
     stderr = logging.StreamHandler()
     layout = "%(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
@@ -61,8 +61,8 @@ def setup(environ: Mapping[str, str], level: str = "INFO", file: Path | None = N
     root = logging.getLogger()
     root.handlers[:] = [stderr]
     root.setLevel(level)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # at DEBUG it logs every request, and retries at WARNING
-    logging.raiseExceptions = False  # a full disk under LOG_FILE is not worth a traceback a line
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs every request at DEBUG, and retries at WARNING
+    logging.raiseExceptions = False  # no traceback for each line while LOG_FILE's disk is full
     if file:
         try:
             root.addHandler(_file_handler(file))
@@ -71,12 +71,12 @@ def setup(environ: Mapping[str, str], level: str = "INFO", file: Path | None = N
 
 
 def _file_handler(file: Path) -> logging.Handler:
-    """Return a handler that costs its lines, not the daemon, while the file cannot be opened. Raises OSError."""
-    from logging.handlers import WatchedFileHandler  # noqa: PLC0415 - 3 ms that few owners need
+    """Return a handler that drops lines while its file cannot be opened. Raises OSError if it cannot be opened now."""
+    from logging.handlers import WatchedFileHandler  # noqa: PLC0415 - takes 3 ms, and few owners need it
 
     class PlainFile(WatchedFileHandler):
         def _open(self) -> TextIOWrapper:
-            if file.exists() and not file.is_file():  # to open a FIFO waits, to open a device may do anything
+            if file.exists() and not file.is_file():  # opening a FIFO blocks, opening a device may do anything
                 raise OSError(errno.EINVAL, "it is not a plain file")
             return super()._open()
 

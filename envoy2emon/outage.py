@@ -1,4 +1,4 @@
-"""A neighbour that is away: how long to wait before the next attempt, and what to log of it, once."""
+"""Outages of a neighbour (the gateway or EmonCMS): how long to wait before the next attempt, and what to log once."""
 
 import logging
 import random
@@ -9,7 +9,7 @@ from envoy2emon.words import clean
 
 # Wrong credentials do not become right by asking more often, and every attempt costs the gateway a login.
 REFUSED_WAIT_S = 300.0
-# A connection that held this long was a good one. Below it, gateways flap (D8.3, VINC 261).
+# A connection that lasts this long is steady. Gateways that flap lose it sooner (D8.3, VINC 261).
 STEADY_S = 60.0
 _LONGEST_REASON = 500
 
@@ -17,11 +17,11 @@ _log = logging.getLogger(__name__)
 
 
 class Outage:
-    """What one thread knows of its neighbour's trouble; times in seconds on the monotonic clock.
+    """One neighbour's outages as one thread sees them; times are in seconds on the monotonic clock.
 
-    Waits double from 1 s to `most`; jitter, from 0 to 1, lengthens them so that two daemons do not ask in step. The
-    journal hears of an outage when it begins, when only the owner can end it, and when it ends; of one that follows
-    another of the same reason within STEADY_S it hears only if it lasts that long.
+    Waits double from 1 s to `most`; jitter, from 0 to 1, lengthens them so that two daemons do not ask in step. An
+    outage is logged when it begins, when only the owner can end it, and when it ends. One that begins within STEADY_S
+    of the end of the last, for the reason logged last, is logged above DEBUG only if it lasts for STEADY_S.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Outage:
         self._wait = 1.0
         self._since = 0.0
         self._ended = float("-inf")
-        self._logged = 0  # the level at which the journal heard of this outage
-        self._logged_last = (0, "")  # what it heard last, of this outage or an earlier one
+        self._logged = 0  # the highest level at which this outage was logged, 0 if it was not
+        self._logged_last = (0, "")  # level and reason logged last, for this outage or an earlier one
 
     def status(self) -> str:
-        """Say in words for STATUS= how long it has lasted, and why; nothing when there is none."""
-        reason = self.reason  # another thread may end it meanwhile
+        """Return, in words for STATUS=, how long the outage has lasted and why; "" if there is none."""
+        reason = self.reason  # another thread may end the outage meanwhile
         return f"; {self._neighbour} failing for {duration(self._clock() - self._since)}: {reason}" if reason else ""
 
     def fails(self, reason: str) -> float:
@@ -51,19 +51,19 @@ class Outage:
         return wait * (1 + 0.2 * self._jitter())
 
     def refused(self, reason: str) -> float:
-        """Note a trouble that only the owner can end, and return the seconds to wait before the next attempt."""
+        """Note a failure that only the owner can put right, and return the seconds to wait before the next attempt."""
         self._note(logging.ERROR, reason)
         return REFUSED_WAIT_S
 
     def ends(self, news: str = "") -> None:
-        """Note that the neighbour answers; `news` says what becomes of what had to wait."""
+        """Note that the neighbour answers; `news`, on the rows that waited, is added to the log line."""
         if self.reason:
             level = logging.INFO if self._logged else logging.DEBUG
             _log.log(level, "%s: back after %s%s", self._neighbour, duration(self._clock() - self._since), news)
             self.reason, self._ended = "", self._clock()
 
     def steady(self) -> None:
-        """Note that the neighbour has proved reliable: the next wait begins at 1 s."""
+        """Note that the neighbour has proved reliable, so the next wait is 1 s again."""
         self._wait = 1.0
 
     def _note(self, level: int, reason: str) -> None:
@@ -81,7 +81,7 @@ class Outage:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as a person would: 41 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    """Return seconds as a person would write them: 41 s, 3 min, 2 h 5 min, 3 d 4 h."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
     if seconds < 100:  # noqa: PLR2004
         return f"{seconds:.0f} s"

@@ -1,7 +1,7 @@
-"""Readings and reports -> rows: one node's named inputs at one date, by the names that the forum scripts gave them.
+"""Readings and reports -> rows: one node's inputs at one date, with the input names that the forum scripts use.
 
-A name is `{section}_{phase}_{key}` or `{serial}_{key}` and a value is the gateway's own: what the gateway did not send
-is not in the row.
+An input's name is `{section}_{phase}_{key}` or `{serial}_{key}`. Its value is the gateway's own unless the Selection
+changes it. What the gateway did not send is not in the row.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,7 @@ KEY_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What EmonCMS receives at once for one node; `date` in whole epoch seconds, numbers in the gateway's digits."""
+    """One node's inputs at one date; `date` is in whole epoch seconds, and numbers keep the gateway's digits."""
 
     date: int
     inputs: Mapping[str, Decimal]
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Undated:
-    """A row that has no date yet: `moment` in seconds on the monotonic clock."""
+    """A row that has no date yet; `moment` is in seconds on the monotonic clock."""
 
     moment: float
     inputs: Mapping[str, Decimal]
@@ -55,8 +55,8 @@ class Undated:
 class Selection:
     """Which of a reading's values become inputs, by the names of SECTION_NAMES, PHASES and KEY_NAMES.
 
-    min_production: a phase's production below so many watts counts as 0 W; 0 leaves every value as it is.
-    net_calculated: net wNow is cons - prod in place of the measured one.
+    min_production: a phase's production below this many watts counts as 0 W; 0 changes no value.
+    net_calculated: net wNow is cons - prod instead of the measured value.
     """
 
     sections: tuple[str, ...]
@@ -67,7 +67,7 @@ class Selection:
 
 
 def stream_inputs(reading: MeterReading, selection: Selection) -> dict[str, Decimal]:
-    """Name a reading's selected values; the result may be empty."""
+    """Return a reading's selected values by input name; the result may be empty."""
     inputs = {}
     for section in selection.sections:
         phases = reading.sections.get(SECTION_NAMES[section], {})
@@ -84,7 +84,7 @@ def stream_inputs(reading: MeterReading, selection: Selection) -> dict[str, Deci
 
 
 def inverter_row(report: InverterReport) -> Row:
-    """Name a report's values, `{serial}_wNow` and `{serial}_wMax` in watts, at the date of the report."""
+    """Return a report as a row with its date and the inputs `{serial}_wNow` and `{serial}_wMax` in watts."""
     inputs = {f"{report.serial}_wNow": report.watts}
     if report.max_watts is not None:
         inputs[f"{report.serial}_wMax"] = report.max_watts
@@ -92,12 +92,12 @@ def inverter_row(report: InverterReport) -> Row:
 
 
 def not_applied(rows: Iterable[Row], shown: Mapping[str, int]) -> list[Row]:
-    """Return the rows that EmonCMS may lack, by the date that it shows of each input: that of the input's last row.
+    """Return the rows that EmonCMS may lack. shown: the date that EmonCMS shows for each input, from its last row.
 
-    It applies rows in order, so a row is there if it shows a later one of the same input. The last row that it shows is
-    not certain to be there, because EmonCMS sets a row's inputs before it runs their processes and may have stopped in
-    between (input_methods.php). Sent again with the same date, a row changes nothing. A date that none of these rows
-    has for that input says nothing about them: another sender's, or an earlier clock's.
+    EmonCMS applies rows in order, so it has a row if it shows a later date for one of the row's inputs. A row with the
+    shown date itself is uncertain, because EmonCMS sets a row's inputs before it runs their processes and may have
+    stopped in between (input_methods.php). Posting a row again with the same date changes nothing. A shown date that
+    none of these rows has for that input is ignored, because it is another sender's or an earlier clock's.
     """
     rows = list(rows)
     ours = {(name, row.date) for row in rows for name in row.inputs}
@@ -106,15 +106,15 @@ def not_applied(rows: Iterable[Row], shown: Mapping[str, int]) -> list[Row]:
 
 
 def inputs_json(inputs: Mapping[str, Decimal]) -> str:
-    """Return named values as a JSON object, each number in the digits in which it came."""
+    """Return named values as a JSON object whose numbers keep the digits in which they came."""
     return "{" + ",".join([f'"{name}":{value}' for name, value in inputs.items()]) + "}"
 
 
 def _power(reading: MeterReading, section: str, phase: str, selection: Selection) -> Decimal | None:
-    """Watts of a phase's production or net, by the owner's two rules.
+    """Return the watts of a phase's production or net, by min_production and net_calculated; None if unknown.
 
-    Load-only CTs measure three phases of consumption beside one of production (HA 121781): where there is a production
-    meter, a phase without panels produces 0 W in the calculated net.
+    Load-only CTs measure three phases of consumption but one of production (HA 121781). If there is any production, the
+    calculated net therefore takes a phase without production as 0 W.
     """
 
     def measured(name: str) -> Decimal | None:

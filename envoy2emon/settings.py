@@ -1,6 +1,6 @@
 """The settings: `.env` and the environment -> one frozen Settings, or every problem at once.
 
-Settings that exist are valid, names and defaults are those of `.env.example`, and no problem or warning holds a secret.
+What load() returns is valid. Names and defaults are those of `.env.example`. No problem or warning contains a secret.
 """
 
 import io
@@ -19,25 +19,25 @@ from envoy2emon.gateway.readings import PHASES
 from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
 from envoy2emon.words import clean, keep_secret
 
-# The units hand this file over as a credential: its owner knows it by this name.
+# The units pass the daemons a copy of this file as a credential. The owner knows it by this path.
 INSTALLED_ENV_FILE = Path("/etc/envoy2emon/.env")
 PREFIXES = ("ENVOY_", "ENPHASE_", "STREAM_", "INVERTERS_", "EMONCMS_", "BACKLOG_", "LIVE_", "LOG_")
 _COPY = "copy .env.example there and edit it"
 _QUOTE = r"put the value in single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
-# A URL that is not valid may hold a password or a key, because the forum scripts had the key there.
+# An invalid URL may contain a password, or the key, which the forum scripts had there.
 _IN_URL = re.compile(r"^(\w+://).*@|^[^@]*:.*@|\?.+|apikey=.*", re.DOTALL | re.IGNORECASE)
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A value that does not print."""
+    """A value that repr() and str() do not show."""
 
     value: str = field(repr=False)
 
 
 class NotValid(ValueError):
-    """Raised by the reader of one setting: the text is what is expected, `cure` a value that may be meant."""
+    """The value of one setting is not valid; the text says what is expected, `cure` is a value that may be meant."""
 
     def __init__(self, expected: str, cure: str = "") -> None:
         super().__init__(expected)
@@ -45,10 +45,10 @@ class NotValid(ValueError):
 
 
 class ConfigError(Exception):
-    """The settings do not do: `problems` are whole sentences, one a setting; `warnings` may tell why.
+    """The settings are not valid. problems: whole sentences. warnings: may explain the problems.
 
-    partial: the Settings with the defaults of those in `wrong`, the names that have a problem, so that `check` can ask
-    what these do not matter to. A secret without default is None there.
+    wrong: the names of the settings that have a problem. partial: the Settings, with defaults (None if there is none)
+    for values that could not be read, so that `check` can still ask what does not depend on `wrong`.
     """
 
     def __init__(self, problems: list[str], warnings: list[str], partial: "Settings", wrong: set[str]) -> None:
@@ -102,10 +102,10 @@ def _some_of(names: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
 
 
 def _url(text: str, *, bare: bool = False) -> bool:
-    """Tell whether this is a URL without user, query and fragment; `bare`: host or host:port will do."""
+    """Return whether this is an http(s) URL without user, query and fragment; `bare` also allows host or host:port."""
     try:
         parts = urlsplit(text if "://" in text or not bare else f"//{text}")
-        # Not parts.hostname, which is "::" for "x[::]y" (3.11.7).
+        # parts.hostname would not do, because it is "::" for "x[::]y" (Python 3.11.7).
         named = bool(re.fullmatch(r"(\[[\w.:%]+\]|[\w.-]+)(:[0-9]*)?", parts.netloc)) and parts.port != 0
     except ValueError:
         return False
@@ -113,13 +113,13 @@ def _url(text: str, *, bare: bool = False) -> bool:
 
 
 def _lower_scheme(text: str) -> str:
-    """Have it compared elsewhere: HTTPS:// will do."""
+    """Return a URL with its scheme in lower case, as other code expects it, and without a slash at the end."""
     scheme, separator, rest = text.partition("://")
     return (scheme.lower() + separator + rest if separator else text).rstrip("/")
 
 
 def _host(text: str) -> str:
-    """Read ENVOY_HOST. Brackets are put around an IPv6 address that has none."""
+    """Read ENVOY_HOST, and put brackets around an IPv6 address that has none."""
     try:
         return f"[{ipaddress.IPv6Address(text)}]"
     except ValueError:
@@ -138,7 +138,7 @@ def _link(text: str) -> str:
 
 
 def _emoncms_url(text: str) -> str:
-    """Read EMONCMS_URL; the forum scripts have it with a page, /input/post?, behind it."""
+    """Read EMONCMS_URL, which in the forum scripts ends with a page, /input/post?."""
     base = re.split(r"[?#]|/(?:input|feed)(?![\w-])", text, maxsplit=1)[0].rstrip("/")
     if base == text.rstrip("/") and _url(text):
         return _lower_scheme(text)
@@ -163,7 +163,7 @@ def listen(text: str) -> str:
 
 
 def setting(default: str | None, read: Callable[[str], Any]) -> Any:  # noqa: ANN401 - as dataclasses.field
-    """Declare a setting: its default as the owner would write it, None for none, and its reader."""
+    """Declare a setting: its default as the owner would write it (None for none), and the function that reads it."""
     return field(metadata={"default": default, "read": read})
 
 
@@ -174,7 +174,7 @@ _NODE = _text(r"[\w. -]+", "letters, digits, space, '_', '-' and '.': EmonCMS de
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings, each by its name in lower case; None where the owner left one without default open."""
+    """All settings, each by its name in lower case; None for one without default that the owner did not set."""
 
     envoy_host: str = setting("envoy.local", _host)
     envoy_user: str = setting("installer", _USER)
@@ -216,20 +216,21 @@ _LOGINS = ("ENVOY_PASSWORD", "ENVOY_TOKEN", "ENPHASE_EMAIL", "ENPHASE_PASSWORD")
 
 
 def find(option: Path | None, environ: Mapping[str, str]) -> Path:
-    """Name the file to read: the option, else $ENVOY2EMON_ENV_FILE, else ./.env."""
+    """Return the file to read: the option, else $ENVOY2EMON_ENV_FILE, else ./.env."""
     return option or Path(environ.get("ENVOY2EMON_ENV_FILE") or ".env")
 
 
 def display(path: Path, environ: Mapping[str, str]) -> Path:
-    """Name the file as its owner knows it: a systemd credential is a copy of the installed file."""
+    """Return the path that the owner knows: a systemd credential is a copy of the installed file."""
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     return INSTALLED_ENV_FILE if credentials and path.is_relative_to(credentials) else path
 
 
 def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Settings, list[str]]:
-    """Read `path` and `environ`, which wins, into the Settings and warnings for the log; clean() knows the secrets.
+    """Read `path` and `environ`, which takes precedence, and return the Settings and warnings for the log.
 
-    required: `path` was asked for by name, so it has to exist. Raises ConfigError with every problem.
+    From then on clean() replaces the secrets. required: `path` was asked for by name, so it has to exist. Raises
+    ConfigError with every problem.
     """
     file = _File(display(path, environ))
     file.read(path, required=required)
@@ -272,9 +273,9 @@ def _value(read: Callable[[str], Any], text: str) -> Any:  # noqa: ANN401 - as S
 
 
 def _unknown(names: set[str]) -> Iterator[str]:
-    """Warn of each name that looks like ours."""
+    """Warn of each unknown name that looks like one of our settings."""
     for name in sorted(names):
-        import difflib  # noqa: PLC0415 - 1 ms and 0.1 MB, for mistakes only
+        import difflib  # noqa: PLC0415 - takes 1 ms and 0.1 MB, and only mistakes need it
 
         near = difflib.get_close_matches(name.upper(), _BY_NAME, 1, 0.8)
         if near or name.upper().startswith(PREFIXES):
@@ -283,7 +284,7 @@ def _unknown(names: set[str]) -> Iterator[str]:
 
 
 def _missing(file: "_File", given: Mapping[str, str]) -> dict[str, str]:
-    """Say by name what has to be set and is not."""
+    """Return, by name, the problem of each setting that has to be set and is not."""
     problems = {}
     if not given["EMONCMS_APIKEY"]:
         cure = f"in {file.shown} set it to the write key, found in EmonCMS under Setup, My Account"
@@ -296,7 +297,7 @@ def _missing(file: "_File", given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _left_out(file: "_File", given: Mapping[str, str]) -> Iterator[str]:
-    """Warn of lines that begin with # and say where the gateway and EmonCMS are, or hold the only login."""
+    """Warn of commented-out lines that hold the address of the gateway or EmonCMS, or the only login."""
     logins = () if any(given[name] for name in _LOGINS) else _LOGINS
     for name in ("EMONCMS_URL", "ENVOY_HOST", *logins):
         if not given[name] and (cure := file.uncomment(name)):
@@ -304,7 +305,7 @@ def _left_out(file: "_File", given: Mapping[str, str]) -> Iterator[str]:
 
 
 def _emoncms_org(settings: Settings, shown: Path) -> dict[str, str]:
-    """Say by name what emoncms.org does not take: its answer is "ok" all the same."""
+    """Return, by name, the problem of each setting that emoncms.org does not accept, although it answers "ok"."""
     host = urlsplit(settings.emoncms_url).hostname or ""
     if host != "emoncms.org" and not host.endswith(".emoncms.org"):
         return {}
@@ -323,28 +324,28 @@ def _emoncms_org(settings: Settings, shown: Path) -> dict[str, str]:
 
 
 class _File:
-    """A `.env`: the texts of its lines by name, and what is wrong with it. `shown` is how its owner knows it."""
+    """A `.env` file: its values by name, and what is wrong with it. `shown` is the path that the owner knows."""
 
     def __init__(self, shown: Path) -> None:
         self.shown = shown
         self.texts: dict[str, str] = {}
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.unread = ""  # what could not be read, or names that it may hold
+        self.unread = ""  # lines that could not be read, or all names if the file could not
         self._lines: dict[str, int] = {}
         self._comments: dict[str, int] = {}
 
     def place(self, name: str) -> str:
-        """Name the file and the line of a setting."""
+        """Return the file and the line of a setting, in words."""
         return f"{self.shown}, line {self._lines[name]}"
 
     def uncomment(self, name: str) -> str:
-        """Return the cure for a line that begins with # and holds a value that is not the default, "" for none."""
+        """Return what to do about a commented-out line whose value is not the default, "" if there is none."""
         line = self._comments.get(name)
         return f"remove the # in front of it in {self.shown}, line {line}" if line else ""
 
     def read(self, path: Path, *, required: bool) -> None:
-        """Read it. python-dotenv's own front door would log a line that it cannot read, and go on without it."""
+        """Read the file; uses dotenv's parser, because its public functions only log a line that they cannot read."""
         try:
             content = path.read_bytes()
             if 0 in content:
@@ -370,7 +371,8 @@ class _File:
 
     def _take(self, binding: Binding) -> None:
         raw = binding.original.string
-        line = binding.original.line + raw[: -len(raw.lstrip())].count("\n")  # dotenv's is that of empty lines before
+        # dotenv's line number is that of the first blank line before the setting, if there is one.
+        line = binding.original.line + raw[: -len(raw.lstrip())].count("\n")
         raw = raw.strip()
         name, text = binding.key or "", binding.value or ""
         if commented := re.match(r"#\s*(?:export\s+)?(\w+)\s*=\s*(.+)", raw):
@@ -395,7 +397,7 @@ class _File:
 
 
 def _why_wrong(raw: str) -> str:
-    """Say what is wrong with a line, by its name and quotes, without its value."""
+    """Return what is wrong with a line, judged by its name and quotes, without showing its value."""
     found = re.match(r"(?:export\s+)?'?(\w*)'?(?:\s*=\s*(['\"])(.*))?", raw)
     assert found  # noqa: S101 - it matches anything
     name, quote, rest = found.groups()

@@ -1,7 +1,7 @@
 """Daemon 1: carries the gateway's meter readings to EmonCMS.
 
-It follows the meter stream; where the firmware keeps owners from the stream, it asks for the meter reports. Each
-reading becomes one row, dated when it was measured as nearly as can be known.
+It follows the meter stream, or polls the meter reports where the firmware closes the stream to owners. A reading with
+selected values becomes one row, dated as closely as possible to the time of measurement.
 """
 
 import logging
@@ -63,7 +63,7 @@ def run(settings: Settings, environ: Mapping[str, str]) -> int:
 
 
 def selection(settings: Settings) -> Selection:
-    """Return what the owner wants to become inputs."""
+    """Return the owner's choice of values that become inputs."""
     return Selection(
         settings.stream_sections,
         settings.stream_phases,
@@ -74,7 +74,7 @@ def selection(settings: Settings) -> Selection:
 
 
 class Stream:
-    """What the main thread does with arrivals: dates bursts, appends rows, shows readings, says how it stands."""
+    """The main thread's handling of arrivals: dates bursts, appends rows, shows readings, writes the status text."""
 
     def __init__(self, daemon: Daemon[Arrival], chosen: Selection, delivery: Delivery, live: "Live | None") -> None:
         self._daemon = daemon
@@ -83,26 +83,26 @@ class Stream:
         self._live = live
         self._bursts = Bursts()
         self._latest: MeterReading | None = None
-        self._known = {SECTION_NAMES[name] for name in chosen.sections}  # what is posted, or was said not to be
+        self._known = {SECTION_NAMES[name] for name in chosen.sections}  # posted, or logged as not posted
 
     def take(self, arrival: Arrival) -> None:
-        """Take what has arrived; a reading that may be the first of a burst waits for the rest of it."""
+        """Handle an arrival; a reading that may be the first of a burst waits for the rest of the burst."""
         self._append(self._bursts.take(arrival))
 
     def look(self) -> float | None:
-        """Take what has waited, and return the seconds until it is to be looked after again."""
+        """Append the readings that have waited long enough; return the seconds until the next call, if any."""
         now = time.monotonic()
         self._append(self._bursts.release(now))
         return self._bursts.wait(now)
 
     def close(self) -> None:
-        """Take what is held, because the process ends."""
+        """Append the readings that still wait, and close the live page, because the process ends."""
         self._append(self._bursts.release(float("inf")))
         if self._live:
             self._live.close()
 
     def status(self, reader: Reader) -> str:
-        """Say how it stands, in words for STATUS=."""
+        """Return the daemon's state in words for STATUS=."""
         if self._latest is None:
             text = "no reading yet"
         else:
@@ -135,7 +135,7 @@ class Stream:
                 self._live.show(reading)
 
     def _say_unposted(self, reading: MeterReading) -> None:
-        """Log once what the gateway sends and nobody posts."""
+        """Log once each section that the gateway sends but that is not posted."""
         for section in sorted(reading.sections.keys() - self._known):
             name = next(name for name, section_name in SECTION_NAMES.items() if section_name == section)
             _log.info("the gateway also sends %s, which is not posted: STREAM_SECTIONS can name %s", section, name)

@@ -1,7 +1,7 @@
-"""A daemon's life under systemd: one of its kind, stop, READY, STATUS, WATCHDOG, worker threads.
+"""A daemon under systemd: single instance, stop signals, READY, STATUS, WATCHDOG and worker threads.
 
-The main thread never waits for a neighbour: it waits for its inbox, and pings the watchdog only while every worker's
-loop turns. Sources: sd_notify(3), sd_watchdog(3).
+The main thread waits only for its inbox, never for the gateway or EmonCMS. It pings the watchdog only while every
+worker's loop turns. Sources: sd_notify(3), sd_watchdog(3).
 """
 
 import fcntl
@@ -18,10 +18,10 @@ from typing import Generic, TypeVar
 
 from envoy2emon.words import clean
 
-# The backlog is looked at and STATUS= is told so often; the watchdog is pinged so often, or more.
+# The longest time between two ticks; each tick saves rows that are due, sends STATUS= and pings the watchdog.
 TICK_S = 5.0
-# A turn may be several questions, each of a name look-up (30 s), a connection (10 s) and an answer (60 s) at most. A
-# worker whose turn takes longer, by more than the silence that its owner allows, hangs.
+# A turn of a worker's loop may make several requests, each of at most 30 s for the name look-up, 10 s to connect and
+# 60 s for the answer. A worker whose turn takes longer than this plus its `patience` counts as stuck.
 TURN_WITHIN_S = 300.0
 _LONGEST_STATUS = 1000
 
@@ -34,7 +34,7 @@ class AlreadyRuns(Exception):
 
 
 def state_directory(environ: Mapping[str, str]) -> Path | None:
-    """Name the directory for the backlog and the token; None if there is no home to put it in."""
+    """Return the directory for the backlog and the token; None if there is no home directory for it."""
     if named := environ.get("STATE_DIRECTORY", "").split(":")[0]:
         return Path(named)
     if (xdg := environ.get("XDG_STATE_HOME", "")).startswith("/"):
@@ -44,16 +44,16 @@ def state_directory(environ: Mapping[str, str]) -> Path | None:
 
 
 def be_the_only(name: str, state: Path | None) -> int | None:
-    """Lock the daemon's place in the state directory for as long as the process lives. Raises AlreadyRuns.
+    """Hold this daemon's lock in the state directory until the process ends. Raises AlreadyRuns.
 
-    Started by hand as root, the daemon goes on as the directory's owner, the service, who could not use root's files.
-    Returns the lock's descriptor; None where there is no directory that can be written, and so nothing to share.
+    If it was started by hand as root, the process switches to the user that owns the directory, because the service
+    could not use files of root. Returns the lock's descriptor, or None if there is no writable directory to share.
     """
     if state is None:
         return None
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Opened before root becomes the owner, who may not pass /var/lib/private outside his service.
+        # Opened before root switches user, because that user may not pass /var/lib/private outside the service.
         place = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         _become(os.fstat(place))
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -70,7 +70,7 @@ def be_the_only(name: str, state: Path | None) -> int | None:
     try:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    except OSError as error:  # a full disk: the lock holds all the same
+    except OSError as error:  # such as a full disk; the lock holds nevertheless
         _log.debug("no pid in %s: %s", state, error)
     return lock
 
@@ -83,10 +83,10 @@ def _become(owner: os.stat_result) -> None:
 
 
 class Daemon(Generic[T]):
-    """A daemon's main thread, its workers, and its inbox, into which they put what they have for it."""
+    """A daemon's main thread, its worker threads, and the inbox in which they leave items for the main thread."""
 
     def __init__(self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
-        # None: stop. An Event would not do: a signal's handler may not set one, and SimpleQueue.put is reentrant.
+        # None means stop. An Event would not do: a signal handler may not set one, but SimpleQueue.put is reentrant.
         self.inbox: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._clock = clock
         self._turned: dict[str, tuple[float, float]] = {}
@@ -95,25 +95,25 @@ class Daemon(Generic[T]):
         address = environ.get("NOTIFY_SOCKET", "")
         self._notifies = bool(address)
         self._notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._notifier.settimeout(0.5)  # at boot systemd may be behind with its mail, and READY=1 is said but once
+        self._notifier.settimeout(0.5)  # systemd may be slow to read at boot, and READY=1 is sent only once
         if address:
-            try:  # connected, because only then the kernel knows whose full queue is waited for
+            try:  # connected, so that the kernel can wait while the receiver's queue is full
                 self._notifier.connect("\0" + address[1:] if address.startswith("@") else address)
             except OSError as error:
                 _log.debug("sd_notify: %s", error)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.inbox.put(None))
         try:
-            watchdog = int(environ.get("WATCHDOG_USEC", "0")) / 1e6 / 3  # three pings in its time
+            watchdog = int(environ.get("WATCHDOG_USEC", "0")) / 1e6 / 3  # three pings per watchdog period
         except ValueError:
             watchdog = 0.0
         self._tick = min(TICK_S, watchdog or TICK_S)
         self._next_tick = clock()
 
     def start(self, name: str, work: Callable[[Callable[[], None]], None], patience: float = 0.0) -> threading.Thread:
-        """Start a worker. It calls its argument once a turn, every TURN_WITHIN_S + patience seconds at the latest.
+        """Start a worker thread. `work` must call its argument at least every TURN_WITHIN_S + patience seconds.
 
-        A worker that raises ends the process, with its traceback.
+        If a worker raises, its traceback is logged and the process ends.
         """
 
         def turned() -> None:
@@ -122,7 +122,7 @@ class Daemon(Generic[T]):
         def run() -> None:
             try:
                 work(turned)
-            except BaseException:  # noqa: BLE001 - whatever it is, it is logged whole
+            except BaseException:  # noqa: BLE001 - whatever it is, it is logged with its traceback
                 _log.critical("the %s thread died", name, exc_info=True)
                 self._died = True
                 self.inbox.put(None)
@@ -135,12 +135,12 @@ class Daemon(Generic[T]):
     def run(self, take: Callable[[T], None], look: Callable[[], float | None], tick: Callable[[], str]) -> int:
         """Serve until SIGTERM or SIGINT and return 0, or until a worker dies and return 1.
 
-        take: called with what is in the inbox. look: called after that, and after the seconds that it asked for last.
-        tick: called every TICK_S or sooner, and returns words for STATUS=.
+        take: called with each item in the inbox. look: called when the inbox is empty; returns the seconds until the
+        next call, None for no limit. tick: called every TICK_S or more often; returns words for STATUS=.
         """
         self._notify("READY=1")
         while True:
-            # What has come is taken first: a burst is dated by when its parts came, however late they are looked at.
+            # Empty the inbox before look(): if this thread is late, the rest of a burst may already be there.
             wanted = look() if self.inbox.empty() else 0.0
             now = self._clock()
             if now >= self._next_tick:
@@ -158,7 +158,7 @@ class Daemon(Generic[T]):
         return 1 if self._died else 0
 
     def tick_now(self) -> None:
-        """Have tick() called next, because what STATUS= says is no longer true."""
+        """Make run() call tick() on its next turn, because STATUS= is out of date."""
         self._next_tick = self._clock()
 
     def _report(self, status: str) -> None:
@@ -167,7 +167,7 @@ class Daemon(Generic[T]):
         if stuck and stuck != self._stuck:
             _log.error("the %s thread is stuck: systemd will restart the daemon", " and ".join(stuck))
         self._stuck = stuck
-        # Cleaned, which makes it one line: a line of its own in a neighbour's words would be an order to systemd.
+        # clean() makes it one line, because systemd would obey a further line in what the gateway or EmonCMS sent.
         self._notify(f"STATUS={clean(status, _LONGEST_STATUS)}" + ("" if stuck else "\nWATCHDOG=1"))
 
     def _notify(self, text: str) -> None:

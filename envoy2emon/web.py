@@ -1,6 +1,6 @@
-"""How both neighbours are asked over HTTP: a requests session, bounded answers, and what went wrong in words.
+"""HTTP requests: a session, answers of bounded size, and failures in words.
 
-Whatever requests, urllib3 and the modules below them raise becomes Failed here, told by their classes.
+Whatever requests, urllib3 and the modules below them raise becomes Failed here, worded by the exceptions' classes.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from urllib3.exceptions import (
 
 from envoy2emon import __version__
 
-# `input/get` of a node with 200 inputs is 15 kB, 51 inverters are 10 kB.
+# An `input/get` of a node with 200 inputs is 15 kB, the list of 51 inverters 10 kB.
 MOST_BYTES = 1024 * 1024
 CONNECT_S = 10.0
 
@@ -36,7 +36,7 @@ _NO_HTTP = "answers with something that is not HTTP"
 _NO_NAME = "has a name that cannot be resolved"
 _UNTRUSTED = "has a certificate that this computer does not trust"
 _OTHER = "has a certificate other than the one that is set"
-# The first that fits one of an error's causes says what happened.
+# The first entry that matches one of an error's causes supplies the words.
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     (
         (NameResolutionError, LocationParseError, requests.exceptions.InvalidURL, UnicodeError, socket.gaierror),
@@ -55,41 +55,41 @@ _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
 
 
 class Failed(Exception):
-    """A request that got no whole answer; the text goes behind the name of who was asked: "closed the connection"."""
+    """A request that got no complete answer; the text, such as "closed the connection", follows the server's name."""
 
 
 class NoName(Failed):
-    """There is no such name, or none that could be looked up."""
+    """The server's name does not exist, or could not be resolved."""
 
 
 class Untrusted(Failed):
-    """TLS did not come about: perhaps because of the certificate."""
+    """TLS could not be established, perhaps because of the certificate."""
 
 
 class _Session(requests.Session):
-    """Follows no redirect: requests would read its body to the end, however long, to know where it leads."""
+    """Follows no redirect, because requests would first read the redirect's body to the end, however long it is."""
 
-    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - as Session has it
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - Session's signature
         return None
 
 
 class _Adapter(HTTPAdapter):
-    """One server's connections: `pin` is the SHA-256 of the only certificate that is accepted, in hex."""
+    """The connections to one server; `pin` is the SHA-256, in hex, of the only certificate to accept."""
 
     def __init__(self, pin: str | None, *, trust: bool) -> None:
         self._pin, self._trust = pin, trust
         super().__init__()
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as HTTPAdapter has it
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - HTTPAdapter's signature
         if self._pin or self._trust:
             kwargs |= {"ssl_context": _any_certificate(), "assert_hostname": False, "assert_fingerprint": self._pin}
         else:
-            kwargs["ssl_context"] = ssl.create_default_context()  # the system's certificates, not certifi's alone
+            kwargs["ssl_context"] = ssl.create_default_context()  # the system's certificates, not only certifi's
         super().init_poolmanager(*args, **kwargs)
 
 
 def session(url: str, pin: str | None = None, *, trust: bool = False, cookies: bool = False) -> requests.Session:
-    """Make a session for the server of `url`, which follows no redirect and asks no proxy, .netrc or environment.
+    """Return a session for the server of `url` that follows no redirect and uses no proxy, .netrc or environment.
 
     pin: accept only the certificate with this SHA-256. trust: accept any certificate if there is no pin. cookies: keep
     them.
@@ -97,11 +97,11 @@ def session(url: str, pin: str | None = None, *, trust: bool = False, cookies: b
     made = _Session()
     made.trust_env = False
     made.verify = not (pin or trust)
-    if url.startswith("https:"):  # the system's certificates take 30 ms and 6 MB
+    if url.startswith("https:"):  # loading the system's certificates takes 30 ms and 6 MB
         made.mount("https://", _Adapter(pin, trust=trust))
     if trust:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    # Nothing compressed: a bomb of 1 MiB would unpack to 1 GiB.
+    # No compression, because a malicious 1 MiB would unpack to 1 GiB.
     made.headers.update({"User-Agent": f"envoy2emon/{__version__}", "Accept-Encoding": "identity"})
     if not cookies:
         made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -109,14 +109,14 @@ def session(url: str, pin: str | None = None, *, trust: bool = False, cookies: b
 
 
 def body(response: requests.Response, most: int = MOST_BYTES) -> str:
-    """Read the body of a response that was asked for with stream=True; to be called within in_words().
+    """Return the body of a response to a request with stream=True; call it within in_words().
 
-    The connection is kept for the next request if the body was read to its end. Raises Failed if it has more than
+    The connection is kept for the next request if the body is read to its end. Raises Failed for a body of more than
     `most` bytes.
     """
     content = b""
     with response:
-        # The last read, of nothing, is the one that notices a body that was cut.
+        # Read until nothing comes, because only that last read notices a truncated body.
         while len(content) <= most and (data := response.raw.read(most + 1, decode_content=False)):
             content += data
     if len(content) > most:
@@ -126,12 +126,12 @@ def body(response: requests.Response, most: int = MOST_BYTES) -> str:
 
 @contextmanager
 def in_words(seconds: float = 0.0) -> Iterator[None]:
-    """Raise Failed for every way in which a request can fail; `seconds` is the longest wait for an answer."""
+    """Turn any exception of a request into Failed; if too slow, its text names `seconds`, the longest wait."""
     try:
         yield
     except Failed:
         raise
-    # Beside its own exceptions requests lets through what a neighbour's head makes the modules below it raise:
+    # Besides its own exceptions, requests lets through what a server's headers make the modules below it raise:
     # ValueError, HTTPException, and for `Content-Type: text/html; charset` an AttributeError (2.32.3).
     except Exception as error:
         words = _words(error, seconds)
@@ -140,7 +140,7 @@ def in_words(seconds: float = 0.0) -> Iterator[None]:
 
 
 def fingerprint(url: str) -> str:
-    """Return the SHA-256 of the certificate that the server of an https URL shows, in hex. Raises Failed."""
+    """Return the SHA-256, in hex, of the certificate that the server of an https URL presents. Raises Failed."""
     parts = urlsplit(url)
     with (
         in_words(),
@@ -151,14 +151,14 @@ def fingerprint(url: str) -> str:
 
 
 def shown_fingerprint(response: requests.Response) -> str:
-    """Return the SHA-256 of the certificate behind a response whose body is unread, "" if it is not known any more."""
+    """Return the SHA-256, in hex, of the certificate behind a response with unread body; "" if none is known."""
     encrypted = getattr(response.raw.connection, "sock", None)
     certificate = encrypted.getpeercert(binary_form=True) if isinstance(encrypted, ssl.SSLSocket) else None
     return hashlib.sha256(certificate).hexdigest() if certificate else ""
 
 
 def _any_certificate() -> ssl.SSLContext:
-    """Make a context that verifies nothing; urllib3's own would load all of the system's certificates (25 ms)."""
+    """Return a context that verifies nothing; urllib3's own would load all of the system's certificates (25 ms)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
@@ -175,7 +175,7 @@ def _words(error: Exception, seconds: float) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Go through an error and all that it was made from: by `raise from`, as an argument or as urllib3's `reason`."""
+    """Yield an error and all its causes: __cause__, __context__, urllib3's `reason`, and exceptions among its args."""
     seen: list[BaseException] = []
     waiting: list[object] = [error]
     while waiting:

@@ -1,8 +1,8 @@
-"""What the stream daemon costs, beside the loop of the forum scripts: `python -m tests.benchmark [--json FILE]`.
+"""What the stream daemon costs, compared with the forum scripts' loop: `python -m tests.benchmark [--json FILE]`.
 
-Both processes run in turn between the same neighbours, which have a process of their own; each figure is the median of
-all rounds, each ratio the median of the rounds' ratios. A limit that is missed is said and is no error: the computer
-may have had other things to do.
+Both run in turn between the same simulated gateway and EmonCMS, which have a process of their own. Each figure is the
+median of all rounds, each ratio the median of the rounds' ratios. A missed limit is printed but is no error, because
+the computer may have been busy with other things.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Size:
 
 SHORT = Size(rounds=1, paced=6, idle_s=0.3, burst=200, passed=1000, backlog=1000, drained=500)
 
-# Each figure's name, unit, and the limit: of the ratio, or of the figure itself where only we can be measured.
+# Each figure's label, unit and limit. A limit that begins with x is for the ratio, any other for the daemon's figure.
 TABLE: dict[str, tuple[str, str, str]] = {
     "cpu": ("CPU time per event, 10 events/s", "ms", "x <= 0.55"),
     "latency_p50": ("latency from socket to socket, p50", "ms", "x <= 0.45"),
@@ -70,14 +70,14 @@ TABLE: dict[str, tuple[str, str, str]] = {
 
 
 def kept(limit: str, ours: float | None, ratio: float | None) -> bool:
-    """Tell whether a figure keeps its limit: "x <= 0.55" is the ratio's, "<= 4" the figure's."""
+    """Return whether a figure keeps its limit: "x <= 0.55" is for the ratio, "<= 4" for the figure."""
     value = ratio if limit.startswith("x") else ours
     *_, comparison, bound = limit.split()
     return value is not None and (value <= float(bound) if comparison == "<=" else value >= float(bound))
 
 
 def _round(peers: Peers, process: Measured, size: Size) -> Figures:
-    """Measure what both can do."""
+    """Measure what can be measured of the daemon and the reference alike."""
     first_post = (peers.first_post() - process.started) * 1000
     peers.pace(RATE, 2)
     rss = process.rss_mib()
@@ -102,7 +102,7 @@ def _round(peers: Peers, process: Measured, size: Size) -> Figures:
 
 
 def _memory(peers: Peers, size: Size) -> Figures:
-    """Measure memory over many events, and with a full backlog: EmonCMS is away."""
+    """Measure memory over many events, and with a full backlog while EmonCMS is away."""
     with _noisy_daemon(peers) as (process, wait_for_backlog):
         peers.first_post()
         peers.pace(RATE, 2)
@@ -118,7 +118,7 @@ def _memory(peers: Peers, size: Size) -> Figures:
 
 
 def _drain(peers: Peers, size: Size) -> Figures:
-    """Measure how fast a backlog goes when EmonCMS is back."""
+    """Measure how fast a backlog drains when EmonCMS is back."""
     with _noisy_daemon(peers) as (_, wait_for_backlog):
         peers.first_post()
         peers.go_away()
@@ -129,7 +129,7 @@ def _drain(peers: Peers, size: Size) -> Figures:
 
 @contextmanager
 def _noisy_daemon(peers: Peers) -> Iterator[tuple[Measured, Callable[[int], None]]]:
-    """Run a daemon that tells its STATUS ten times a second, to somebody who listens."""
+    """Run a daemon that sends its STATUS ten times a second; yield it and a function that waits for a backlog."""
     told: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def wait_for_backlog(rows: int) -> None:
@@ -170,8 +170,8 @@ def _live(peers: Peers, size: Size) -> Figures:
 
 
 def measure(size: Size) -> dict[str, dict[str, float | None]]:
-    """Return for each figure of TABLE ours, the reference's (None: it can't), and the ratio."""
-    compileall.compile_dir(PROJECT / "envoy2emon", quiet=2)  # as an installation is: the first start would do it
+    """Return for each figure of TABLE ours, the reference's (None if it has none), and the ratio."""
+    compileall.compile_dir(PROJECT / "envoy2emon", quiet=2)  # as when installed; else the first start would do it
     ours: list[Figures] = []
     references: list[Figures] = []
     with PeersProcess() as elsewhere:
@@ -198,7 +198,7 @@ def measure(size: Size) -> dict[str, dict[str, float | None]]:
 
 
 def machine() -> dict[str, str | int | None]:
-    """Return what it was measured on."""
+    """Return a description of the computer."""
     cpu = re.search(r"(?m)^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text())
     return {
         "cpu": cpu[1] if cpu else platform.machine(),

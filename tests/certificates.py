@@ -1,4 +1,4 @@
-"""The certificate of a gateway: self-signed for envoy-SERIAL, one year, as firmware >= 7 makes its own."""
+"""A gateway's certificate: self-signed for envoy-SERIAL, valid for a year, like the one that firmware >= 7 makes."""
 
 import hashlib
 import shutil
@@ -19,7 +19,7 @@ class Certificate(NamedTuple):
 
 
 def self_signed(serial: str, folder: Path) -> Certificate:
-    """Make a new key and certificate in `folder`, by openssl: a Python package for it needs a compiler on armhf."""
+    """Make a new key and certificate in `folder` with openssl, as a Python package for it needs a compiler on armhf."""
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
     made = Path(mkdtemp(dir=folder))

@@ -1,4 +1,4 @@
-"""What `envoy2emon check` asks, and what it said."""
+"""Runs of `envoy2emon check`, and assertions on what it prints."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from tests.daemons import assert_no_secret, write_settings
 
 
 class Answers:
-    """What one run said: its exit code and its lines, each of which can be posted in a forum."""
+    """The exit code and lines of one run; asserts that each line can be posted in a forum."""
 
     def __init__(self, code: int, lines: list[str], settings: Mapping[str, object]) -> None:
         self.code, self.lines = code, lines
@@ -29,39 +29,40 @@ class Answers:
         assert code == (1 if any(line.startswith("FAIL") for line in lines) else 0)
 
     def subjects(self) -> str:
-        """Name the subjects in their order, each once."""
+        """Return the subjects in their order, each once."""
         return " ".join(dict.fromkeys(line.split()[1] for line in self.lines))
 
     def words(self, subject: str) -> set[str]:
-        """Return which of ok, warn and FAIL were said of a subject."""
+        """Return which of ok, warn and FAIL a subject got."""
         return {word for word, about, *_ in map(str.split, self.lines) if about == subject}
 
     def say(self, word: str, subject: str, *parts: str) -> None:
-        """Assert that a line has this word and subject, and all parts in it."""
+        """Assert that a line has this word and subject, and contains all parts."""
         texts = [line for line in self.lines if line.split()[:2] == [word, subject]]
         assert any(all(part in line for part in parts) for line in texts), (word, subject, parts, self.lines)
 
 
 _WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = re.compile(r"os\.(chmod|chown|link|mkdir|remove|rename|rmdir|symlink|truncate|utime)")
-_changes: list[str] | None = None  # what was changed since it became a list
+_changes: list[str] | None = None  # files changed during a run; None between runs
 
 
 def _watch(event: str, args: tuple[object, ...]) -> None:
-    """Note whatever changes a file: Python's audit events."""
+    """Note each of Python's audit events that changes a file."""
     if _changes is not None:
         opens = event == "open" and isinstance(args[2], int) and args[2] & _WRITE
         if opens or _CHANGES.fullmatch(event) or (event == "sqlite3.connect" and args[0] != ":memory:"):
             _changes.append(f"{event} {args}")
 
 
-sys.addaudithook(_watch)  # for good: there is no way to take one back
+sys.addaudithook(_watch)  # a hook cannot be removed
 
 
 class Check:
-    """Asks what the command asks, where no systemd is unless `tools` holds a systemctl; None leaves a setting out.
+    """Runs the check in this process, because a process for each run would make the tests slow.
 
-    It asks in this process, because a process for each question would make the tests slow, and changes no file.
+    It asserts that no file is changed. The check finds no systemd unless `tools` holds a systemctl. A setting that is
+    None is left out.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, object]) -> None:
@@ -72,13 +73,13 @@ class Check:
         self.patience = questions.PATIENCE_S
 
     def __call__(self, environment: Mapping[str, str] | None = None, /, **changes: object) -> Answers:
-        """Ask."""
+        """Run the check, and assert what holds for every run."""
         code, lines = self.run(environment, **changes)
         return Answers(code, lines, self.settings | changes)
 
     def run(self, environment: Mapping[str, str] | None = None, /, **changes: object) -> tuple[int, list[str]]:
-        """Ask, and return the exit code and the lines as they are."""
-        global _changes  # noqa: PLW0603 - the audit hook is this process's
+        """Run the check, and return the exit code and the lines without further assertions."""
+        global _changes  # noqa: PLW0603 - the audit hook is global as well
         env_file = write_settings(self.state.parent, self.settings | changes)
         environ = {"HOME": str(self.directory), "STATE_DIRECTORY": str(self.state), **(environment or {})}
         said, root = StringIO(), logging.getLogger()
@@ -98,7 +99,7 @@ class Check:
         return code, said.getvalue().splitlines()
 
     def tool(self, name: str, script: str) -> None:
-        """Put a program in place for check to call."""
+        """Install a shell script as a program for the check to call."""
         path = self.tools / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)

@@ -1,8 +1,7 @@
-"""The clocks of a daemon that runs, moved by a test: without root, and nobody else's clock moves.
+"""Lets a test move the clocks of a running daemon, without root and without moving any other clock.
 
-A jump moves what the process reads as wall clock and nothing else; after a reboot the monotonic clock begins at 0; time
-that runs faster does so for both clocks and for all that the process waits for by itself, while its sockets keep the
-true time.
+A jump moves only the wall clock that the process reads. After a reboot its monotonic clock begins at 0. Faster time
+applies to both clocks and to the process's own waits, but its sockets keep the true time.
 """
 
 import calendar
@@ -25,7 +24,7 @@ time.time = lambda: wall() + ahead() + gained()
 time.time_ns = lambda: wall_ns() + int((ahead() + gained()) * 10**9)
 time.monotonic = lambda: monotonic() + gained() - booted_at
 """
-# coverage may have imported threading before; Event.wait is Condition.wait.
+# coverage may have imported threading already, with its own reference to monotonic. Event.wait calls Condition.wait.
 _WAITS = """
 import queue, threading
 threading._time = time.monotonic
@@ -40,9 +39,9 @@ queue.SimpleQueue = SimpleQueue
 
 
 class Clocks:
-    """The clocks of every process that is started with this `environment`. ahead: by what they jumped, in seconds.
+    """The clocks of every process that is started with this `environment`.
 
-    faster: how many seconds pass for these processes in a true one.
+    ahead: the seconds by which their wall clock has jumped. faster: how many seconds pass for them in a true one.
     """
 
     def __init__(self, directory: Path, faster: int = 1) -> None:
@@ -56,18 +55,18 @@ class Clocks:
         self.jump(0)
 
     def now(self) -> float:
-        """Return what these processes read as wall clock."""
+        """Return the wall clock of these processes, epoch s."""
         return time.time() + self.ahead + self._gained()
 
     def jump(self, seconds: int) -> None:
-        """Let the wall clock jump by so much, in what runs and in what is started later."""
+        """Let the wall clock jump by `seconds`, in running processes and in later ones."""
         self.ahead += seconds
         new = self._file.with_suffix(".new")
         new.write_text(str(self.ahead))
-        os.replace(new, self._file)  # noqa: PTH105 - at once: a process may read it at any time
+        os.replace(new, self._file)  # noqa: PTH105 - atomic, because a process may read it at any time
 
     def reboot(self) -> None:
-        """Let what is started from now on run on a computer that has just booted."""
+        """Let processes started from now on see a computer that has just booted."""
         self.environment["BOOTED_AT"] = str(time.monotonic() + self._gained())
 
     def _gained(self) -> float:

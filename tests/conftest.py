@@ -1,4 +1,4 @@
-"""What the tests have in common: the neighbours, and daemons set up for them."""
+"""What the tests share: a simulated gateway, a stand-in for EmonCMS, and daemons set up between them."""
 
 import os
 import socket
@@ -22,21 +22,21 @@ from tests.meter import Meter
 
 StartDaemon = Callable[..., Daemon]
 
-# The same examples at each run, so that a run tells of the code; `--hypothesis-profile=default` looks for new ones.
+# Each run uses the same examples, so its result depends on the code only; `--hypothesis-profile=default` finds others.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
-# A file is one worker's. Begun last, these would keep one worker busy alone at the end.
+# One worker runs a whole file. If these began last, one worker would be busy alone at the end.
 LONGEST = ("test_systemd", "test_upgrade", "test_install", "test_outages", "test_restarts", "test_live_daemon")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest."""
+    """Begin with the files that take longest."""
     items.sort(key=lambda item: LONGEST.index(stem) if (stem := item.path.stem) in LONGEST else len(LONGEST))
 
 
 def until(holds: Callable[[], bool], limit: float = 10.0) -> None:
-    """Wait until something holds of which nobody tells."""
+    """Poll until a condition holds, for conditions that nothing signals."""
     end = time.monotonic() + limit
     while not holds():
         assert time.monotonic() < end, f"not within {limit} s"
@@ -45,7 +45,7 @@ def until(holds: Callable[[], bool], limit: float = 10.0) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test hide the words of another one."""
+    """Forget the secrets of earlier tests, because clean() would replace them in this test's texts."""
     monkeypatch.setattr(words, "secrets", set())
 
 
@@ -71,7 +71,7 @@ def envoy() -> Iterator[SimulatedEnvoy]:
 
 @pytest.fixture
 def full() -> Iterator[str]:
-    """Give HOST:PORT of a neighbour that does not even complete a connection, as a machine that is off."""
+    """Give HOST:PORT of a server that does not even complete a connection, like a computer that is off."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
         first, second = (socket.socket() for _ in range(2))
@@ -84,7 +84,7 @@ def full() -> Iterator[str]:
 
 @pytest.fixture
 def meter(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Meter:
-    """Return the meter behind the simulated Envoy."""
+    """Return the meter behind the simulated gateway."""
     return Meter(envoy, emoncms)
 
 
@@ -92,7 +92,7 @@ def meter(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Meter:
 def daemon(tmp_path: Path, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> Iterator[StartDaemon]:
     """Start daemons by `daemon("stream", NAME=value)`, between the simulators unless a setting says otherwise.
 
-    None as a value leaves a setting out. The same command called again uses the same directory.
+    A setting that is None is left out. The same command started again uses the same directory.
     """
     settings = {
         "ENVOY_HOST": envoy.host,

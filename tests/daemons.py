@@ -1,6 +1,6 @@
 """The daemons as real processes.
 
-A daemon meets nothing of this computer but its interpreter, and nothing of it remains.
+A daemon depends on nothing of this computer but its interpreter, and leaves nothing behind.
 """
 
 import os
@@ -21,26 +21,26 @@ PROJECT = Path(__file__).parent.parent
 T = TypeVar("T")
 _SECRET = re.compile(r"PASSWORD|TOKEN$|APIKEY")
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+")
-# What coverage's patch `subprocess` needs to measure the daemons: it starts in each of them from a .pth file.
+# The last two are for coverage's patch `subprocess`, which measures the daemons: a .pth file starts it in each of them.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
 
 
 def skip_or_fail(reason: str, variable: str) -> NoReturn:
-    """Skip the test for this reason, or fail it where the environment says `variable`=1: there it must run."""
+    """Skip the test for this reason, or fail it if the environment has `variable`=1, which means that it must run."""
     if os.environ.get(variable) == "1":
         pytest.fail(f"{reason}, and {variable}=1")
     pytest.skip(reason)
 
 
 def altered(directory: Path, code: str) -> dict[str, str]:
-    """Return the environment of a process that runs this code before all else."""
+    """Return the environment of a process that runs this code before anything else."""
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": f"{directory}:{PROJECT}"}
 
 
 def write_settings(directory: Path, settings: Mapping[str, object]) -> Path:
-    """Write a .env there, as its owner does, without those that are None."""
+    """Write a .env in `directory` as an owner would, without the settings that are None, and return its path."""
     directory.mkdir(parents=True, exist_ok=True)
     env_file = directory / ".env"
     env_file.touch(mode=0o600)
@@ -49,7 +49,7 @@ def write_settings(directory: Path, settings: Mapping[str, object]) -> Path:
 
 
 def assert_no_secret(lines: Sequence[str], settings: Mapping[str, object]) -> None:
-    """No line may hold a secret of these settings, or any token."""
+    """Assert that no line holds a secret of these settings, or any token."""
     secrets = {str(value) for name, value in settings.items() if value and _SECRET.search(name)}
     for line in lines:
         assert not _JWT.search(line), line
@@ -59,8 +59,8 @@ def assert_no_secret(lines: Sequence[str], settings: Mapping[str, object]) -> No
 class Daemon:
     """`envoy2emon COMMAND` in its own directory, which keeps settings and state from one start() to the next.
 
-    settings, environment: what the next start() writes and hands over; a setting that is None is left out.
-    lines: what it wrote since its start; notifications: the lines that it sent to $NOTIFY_SOCKET since then.
+    settings, environment: what the next start() writes and passes on; a setting that is None is left out.
+    lines: what it has written since its start; notifications: the lines that it has sent to $NOTIFY_SOCKET since then.
     """
 
     process: "subprocess.Popen[str]"
@@ -81,14 +81,14 @@ class Daemon:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        """Leave no process."""
+        """Kill the process."""
         self.kill()
 
     def start(self) -> Self:
         """Write the settings and start."""
         self.state.mkdir(parents=True, exist_ok=True)
         env_file = write_settings(self.directory, self.settings)
-        name = f"envoy2emon-{uuid4()}"  # abstract: a path below pytest's directories can be too long for a socket
+        name = f"envoy2emon-{uuid4()}"  # abstract, as a path in pytest's directories can be too long for a socket
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify.bind(f"\0{name}")
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
@@ -114,15 +114,15 @@ class Daemon:
         return self
 
     def wait_for_line(self, pattern: str, timeout: float = 10.0) -> re.Match[str]:
-        """Return the match of the first line that has one; AssertionError after `timeout` s or the process's end."""
+        """Return the first match among the lines. Raises AssertionError after `timeout` s or at the process's end."""
         return self._wait_for(self.lines, pattern, timeout)
 
     def wait_for_notify(self, pattern: str, timeout: float = 10.0) -> re.Match[str]:
-        """Return the match of the first notification that has one, as wait_for_line does."""
+        """Return the first match among the notifications; otherwise as wait_for_line."""
         return self._wait_for(self.notifications, pattern, timeout)
 
     def wait_for(self, predicate: Callable[[], T], timeout: float = 10.0, what: str = "such line") -> T:
-        """Return what the predicate gives as soon as that is true, looked at with every line, or as wait_for_line."""
+        """Return the predicate's value as soon as it is true, checked at every line. Raises as wait_for_line."""
         with self._changed:
             self._changed.wait_for(lambda: predicate() or self._silent, timeout)
             if found := predicate():
@@ -131,7 +131,7 @@ class Daemon:
             raise AssertionError(f"no {what} in {timeout} s; exit code {self.process.poll()}; seen:\n{seen}")
 
     def wait(self, timeout: float = 10.0) -> int:
-        """Return the exit code when the process has ended and all that it said is in: no secret is."""
+        """Return the exit code once the process has ended and its output is read; assert that it holds no secret."""
         code = self.process.wait(timeout)
         for thread in self._threads:
             thread.join()
@@ -147,13 +147,13 @@ class Daemon:
         return self.wait(), took
 
     def kill(self) -> None:
-        """Send SIGKILL, if it was started and is still there."""
+        """Send SIGKILL if it was started and still runs, and wait for its end."""
         if self._threads:
             self.process.kill()
             self.wait()
 
     def memory(self) -> tuple[int, int]:
-        """Return the resident memory in bytes: now (VmRSS), and at most so far (VmHWM)."""
+        """Return the resident memory in bytes: now (VmRSS), and its peak so far (VmHWM)."""
         kib = dict(re.findall(r"(?m)^(Vm\w+):\s+(\d+) kB", self._proc("status")))
         return int(kib["VmRSS"]) * 1024, int(kib["VmHWM"]) * 1024
 

@@ -1,6 +1,6 @@
-"""EmonCMS as the tests see it: what it answers, what its inputs hold, and how it is away.
+"""EmonCMS as the tests see it: what it answers, what its inputs hold, and how it fails.
 
-Whatever is asked is asked over HTTP, so that it can be asked of a real EmonCMS as well.
+Every request goes over HTTP, so that a real EmonCMS can be asked as well.
 """
 
 import json
@@ -27,7 +27,7 @@ from envoy2emon.demo.emoncms import (
     StandInEmonCMS,
 )
 
-# EmonCMS away, as a post may find it.
+# The failures of EmonCMS that a post may meet.
 FAULTS: dict[str, Failure] = {
     "500": Answers(500),
     "502": PHP_DOWN,
@@ -47,7 +47,7 @@ FAULTS: dict[str, Failure] = {
 class AnyEmonCMS:
     """What the stand-in and a real EmonCMS have in common, over HTTP.
 
-    url: the base path; node: one for this test; account: the stand-in's, which counts energy by itself.
+    url: the base URL; node: one for this test; account: the stand-in's, which counts energy by itself.
     """
 
     url: str
@@ -63,7 +63,7 @@ class AnyEmonCMS:
         key: str | None = "",
         **query: str,
     ) -> tuple[int, str]:
-        """Return (status, body) of one request on its own connection, with the write key unless told otherwise."""
+        """Return (status, body) of one request on its own connection; key: "" is the write key, None is no key."""
         key = self.key if key == "" else key
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         with requests.Session() as session:
@@ -76,7 +76,7 @@ class AnyEmonCMS:
             return answer.status_code, answer.text
 
     def bulk(self, rows: object, **params: object) -> tuple[int, str]:
-        """Post rows, given as such or as text, by age unless told otherwise."""
+        """Post rows, given as a list or as JSON text, with times relative to now unless `params` say otherwise."""
         data = rows if isinstance(rows, str) else json.dumps(rows)
         return self.ask("input/bulk.json", {"data": data, **(params or {"sentat": 0})})
 
@@ -88,7 +88,7 @@ class AnyEmonCMS:
     def wait_for_inputs(
         self, node: str, predicate: Callable[[dict[str, tuple[int, float]]], bool], timeout: float = 10.0
     ) -> dict[str, tuple[int, float]]:
-        """Return the inputs as soon as the predicate holds for them; AssertionError after `timeout` s."""
+        """Return the inputs as soon as the predicate holds for them. Raises AssertionError after `timeout` s."""
         end, pause = time.monotonic() + timeout, Event()
         while not predicate(inputs := self.read_inputs(node)):
             assert time.monotonic() < end, f"after {timeout} s: {inputs}"
@@ -97,7 +97,7 @@ class AnyEmonCMS:
 
     @contextmanager
     def counting(self, name: str) -> Iterator[Callable[[], float]]:
-        """Count the energy of one of the node's inputs by `power to kWh`, and give what tells the feed's kWh."""
+        """Count the energy of the node's only input by `power to kWh`; give a function that returns the feed's kWh."""
         if account := self.account:
             yield lambda: account.kwh(self.node, name)
             return
@@ -110,14 +110,14 @@ class AnyEmonCMS:
         self.ask("feed/delete.json", id=str(feed))
 
     def delete_node(self, node: str) -> None:
-        """Take a test's inputs out of a real EmonCMS, where an account holds 32 nodes."""
+        """Delete a test's inputs from a real EmonCMS, where an account can hold only 32 nodes."""
         for put in json.loads(self.ask("input/list.json")[1]):
             if put["nodeid"] == node:
                 self.ask("input/delete.json", inputid=str(put["id"]))
 
 
 def client(emoncms: StandInEmonCMS) -> AnyEmonCMS:
-    """Return what asks the stand-in."""
+    """Return a client of the stand-in."""
     return AnyEmonCMS(emoncms.url, emoncms.key, "n", emoncms.account)
 
 

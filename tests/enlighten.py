@@ -1,4 +1,4 @@
-"""A stand-in for Enphase's two servers: Enlighten, where one logs in, and Entrez, which gives tokens."""
+"""A stand-in for Enphase's two servers: Enlighten, which takes logins, and Entrez, which issues tokens."""
 
 import json
 import secrets
@@ -15,11 +15,11 @@ LOGIN_PATH, TOKEN_PATH = "/login/login.json", "/tokens"
 
 
 class Enlighten:
-    """Both servers at one address, at `login_url` and `token_url` while the `with` lasts; set the attributes any time.
+    """Both servers, at `login_url` and `token_url` within the `with` block. The attributes may be set at any time.
 
     mfa: the account asks for a second factor, so the login gives no session. blocked: the account is locked.
-    answers: by path, status and text in place of an answer. hangs: no answer at all, until it is released.
-    user: whose token is given; lifetime: its seconds. logins: what the logins got; tokens: what was given.
+    answers: by path, status and text that replace the usual answer. hangs: no answer comes until `release` is set.
+    user: whose tokens are issued; lifetime: theirs, in s. logins: the status of each login; tokens: those issued.
     """
 
     def __init__(self, email: str = "owner@example.org", password: str = "enlighten-password") -> None:
@@ -33,7 +33,7 @@ class Enlighten:
         self.asked, self.release = threading.Event(), threading.Event()
 
     def settings(self) -> dict[str, str]:
-        """Return the settings that name the account, and these servers."""
+        """Return the settings for the account and these servers."""
         return {
             "ENPHASE_EMAIL": self.email,
             "ENPHASE_PASSWORD": self.password,
@@ -51,7 +51,7 @@ class Enlighten:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop, and release what hangs."""
+        """Stop, and release requests that hang."""
         self.release.set()
         self._server.shutdown()
         self._server.server_close()

@@ -1,6 +1,6 @@
-"""A TCP proxy whose faults are switched while it runs: between a daemon and either of its neighbours, TLS or not.
+"""A TCP proxy between a daemon and the gateway or EmonCMS, TLS or not, whose faults are switched while it runs.
 
-Bytes pass unchanged and at once, ends of streams and resets too, except for the fault in force.
+Bytes, ends of streams and resets pass unchanged and at once, except for the fault in force.
 """
 
 import socket
@@ -16,15 +16,15 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s
 
 
 class FaultProxy:
-    """Listens at `host`:`port` while the `with` lasts and connects to the target as soon as a client says something.
+    """Listens at `host`:`port` within the `with` block, and connects to the target as soon as a client sends something.
 
-    attempts: when connections were accepted, monotonic s; open: how many there are. None is seen in `refuse`.
+    attempts: when connections were accepted, monotonic s; refused ones do not count.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.target = (host, port)
         with socket.socket() as probe:
-            # Linux leaves a port to a socket that stops listening only if the port was named when it was bound.
+            # Linux keeps the port of a socket that stops listening only if the port was named when it was bound.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", 0))
             self._listener = socket.create_server(probe.getsockname())
@@ -54,22 +54,22 @@ class FaultProxy:
         return len(self._pairs)
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float = 10.0) -> None:
-        """Return as soon as the predicate holds, looked at with every connection's begin and end."""
+        """Return as soon as the predicate holds, checked at each connection's begin and end; TimeoutError if late."""
         with self.changed:
             if not self.changed.wait_for(predicate, timeout):
                 raise TimeoutError(f"after {timeout} s: {len(self.attempts)} attempts, {self.open} open, {self.mode}")
 
     def pass_through(self) -> None:
-        """End any fault; what a stall held back goes on."""
+        """End any fault; bytes that a stall held back are passed on."""
         self._switch("pass")
 
     def refuse(self) -> None:
-        """Cut what is open and refuse connections, as a machine does on which the server has ended."""
+        """Cut open connections and refuse new ones, like a computer on which the server has ended."""
         self._switch("refuse")
         self.cut()
 
     def reset(self) -> None:
-        """Accept and reset at once each new connection; unlike refused ones they are counted."""
+        """Accept each new connection and reset it at once; unlike refused ones, these are counted."""
         self._switch("reset")
 
     def stall(self) -> None:
@@ -93,7 +93,7 @@ class FaultProxy:
         self._switch("canned")
 
     def cut(self, after: int = 0, *, reset: bool = False) -> None:
-        """End each open connection, now or after so many more bytes downstream; new ones are not touched."""
+        """End each open connection, now or after so many more bytes downstream; new ones are not affected."""
         with self.changed:
             for pair in self._pairs:
                 pair.budget, pair.reset = after, reset
@@ -103,7 +103,7 @@ class FaultProxy:
     def _switch(self, mode: Mode) -> None:
         with self.changed:
             if mode == "refuse":
-                with suppress(OSError):  # it does not listen already
+                with suppress(OSError):  # it has already stopped listening
                     self._listener.shutdown(socket.SHUT_RD)
             elif self.mode == "refuse":
                 self._listener.listen()
@@ -206,7 +206,7 @@ class _Pair:
                 self._passes()
 
     def _passes(self) -> bool:
-        """Wait for the end of a stall or flood; tell whether the connection still stands."""
+        """Wait for the end of a stall or flood; return whether the connection still exists."""
         with self.proxy.changed:
             self.proxy.changed.wait_for(lambda: self.ended or self.proxy.mode not in {"stall", "flood"})
         return not self.ended

@@ -1,8 +1,8 @@
-"""Neighbours whose answers are spoilt at random: `python -m tests.fuzz --minutes N --seed S`.
+"""Both daemons, with the gateway's and EmonCMS's answers spoilt at random: `python -m tests.fuzz --minutes N --seed S`.
 
-Both daemons read a simulated gateway and post to the stand-in through proxies that flip, cut, double and invent bytes
-in what they answer. A daemon that ends, a row that is doubled or a date that goes back is exit code 1. Rows are lost
-only where the gateway's events were spoilt, so loss is not judged here but by tests/soak.py.
+They read a simulated gateway and post to the stand-in through proxies that cut, double and invent bytes in the answers.
+If a daemon ends, a row is doubled or a date goes back, the exit code is 1. Loss is not judged here but by
+tests/soak.py, because a row is rightly lost when its event was spoilt.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from envoy2emon.demo.site import THREE_PHASE_EVENT
 from tests.daemons import Daemon, altered
 from tests.ledger import kwh_error, went_back
 
-# What ended a daemon once, or might: numbers, heads, chunks, texts, JSON.
+# Bytes that have ended a daemon, or might: numbers, HTTP heads, chunks, texts, JSON.
 NASTY = (
     b"99999999999999999999",
     b"-1",
@@ -48,7 +48,7 @@ NASTY = (
     b"HTTP/1.1 99999 \r\n",
     b"HTTP/1.1 100 Continue\r\n\r\n" * 300,
 )
-# Waits of minutes would make few answers of a long run.
+# With waits of minutes, even a long run would see few answers.
 IMPATIENT = """
 import envoy2emon.outage as outage, envoy2emon.emoncms.client as client, envoy2emon.gateway.client as gateway
 import envoy2emon.inverters as inverters
@@ -62,7 +62,7 @@ outage.Outage.refused = lambda self, reason: min(0.2, refused(self, reason))
 
 
 def spoilt(data: bytes, random: Random) -> bytes:
-    """Return bytes that were changed in one or a few places, but for a Date: another one would be EmonCMS's clock."""
+    """Return the bytes changed in one or a few places, but not in a Date, which would change EmonCMS's clock."""
     before, date, rest = data.partition(b"\r\nDate: ")
     if date:
         line, end, after = rest.partition(b"\r\n")
@@ -85,7 +85,7 @@ def spoilt(data: bytes, random: Random) -> bytes:
 
 
 class Spoiler:
-    """A proxy in front of a neighbour that spoils a share of what it answers; `share` may be set at any time."""
+    """A proxy that spoils a share of a server's answers; `share` may be set at any time."""
 
     def __init__(self, host: str, port: int, seed: int, share: float = 0.4) -> None:
         self.share = share
@@ -125,7 +125,7 @@ class Spoiler:
 
 
 class Fuzz:
-    """Both daemons between spoilt neighbours."""
+    """Both daemons, between a gateway and an EmonCMS whose answers are spoilt."""
 
     def __init__(self, seed: int, stack: ExitStack) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -148,7 +148,7 @@ class Fuzz:
         self.sent = self.memory = 0
 
     def spoil(self, seconds: float) -> list[str]:
-        """Let everything be spoilt for a while, and return what went wrong."""
+        """Send events for `seconds` while answers are spoilt, and return what went wrong."""
         pause, until = Event(), time.monotonic() + seconds
         while time.monotonic() < until:
             self.sent += 1
@@ -166,7 +166,7 @@ class Fuzz:
         ]
 
     def be_well(self) -> list[str]:
-        """Spoil nothing any more, and return what went wrong if rows do not arrive again."""
+        """Stop spoiling, and return a complaint if rows do not arrive again."""
         self.to_emoncms.share = self.to_gateway.share = 0.0
         applied, pause = self.emoncms.account.applied, Event()
         for _ in range(300):
@@ -178,7 +178,7 @@ class Fuzz:
 
 
 def run(minutes: float, seed: int) -> int:
-    """Spoil answers for so long, print what became of the daemons, and return 1 if a promise is broken."""
+    """Spoil answers for `minutes`, print what became of the daemons, and return 1 if a promise is broken, else 0."""
     print(f"seed {seed}, {minutes} min")
     with ExitStack() as stack:
         fuzz = Fuzz(seed, stack)
@@ -199,7 +199,7 @@ def run(minutes: float, seed: int) -> int:
 
 
 def main() -> int:
-    """Read the arguments."""
+    """Read the arguments and run."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description="Spoil what the neighbours of both daemons answer, at random."
     )

@@ -19,7 +19,7 @@ INFO = (
 
 
 def settings_of(**changes: str) -> Settings:
-    """Return settings, those that have to be there and these."""
+    """Return settings: the required ones, changed and completed by these."""
     environ = {"EMONCMS_APIKEY": "write-key", "ENVOY_PASSWORD": "installer-password"} | changes
     return settings.load(Path("/nonexistent"), environ, required=False)[0]
 
@@ -38,7 +38,7 @@ def asked(envoy: SimulatedEnvoy) -> list[tuple[str, int]]:
 
 
 class Scripted:
-    """A gateway of firmware 5 whose answer to all but /info is what `answer` sends before it hangs up, or does not."""
+    """A gateway of firmware 5 that answers /info with `info`, and other requests by sending or calling `answer`."""
 
     def __init__(self, answer: bytes | Callable[[socket.socket], object], info: bytes = INFO) -> None:
         self.heads: list[bytes] = []

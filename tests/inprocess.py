@@ -15,7 +15,7 @@ NODE = "Envoy-S"
 
 @dataclass
 class Time:
-    """A monotonic clock that moves when it is told to, and a computer's wall clock beside it, `wrong` seconds ahead."""
+    """A monotonic clock that moves only when a test sets it, and the computer's wall clock, `wrong` seconds ahead."""
 
     now: float = 1000.0
     wrong: float = 0.0
@@ -31,10 +31,10 @@ class Time:
 
 @dataclass(frozen=True)
 class Failure:
-    """What becomes of a post: so many rows are applied before its sender hears of a failure, the rest `later`.
+    """How a post fails: `applied` rows are applied before its sender sees the failure.
 
-    halfway: PHP dies in the row behind them, its inputs set and its processes not run. later: a server that lost its
-    client goes on, a row at each question.
+    halfway: PHP dies in the next row, with its inputs set and its processes not run. later: the server goes on without
+    its client, and applies one of the remaining rows at each shown().
     """
 
     applied: int = 0
@@ -43,11 +43,10 @@ class Failure:
 
 
 class InProcess(EmonCMS):
-    """One node of an account; `ahead` s are between its clock and the true time.
+    """A client of one node of an account, on a server whose clock is `ahead` seconds ahead of the true time.
 
-    failures: what the next posts meet, None for nothing. away, locked_out, out_of_order: what every request meets; the
-    last one is an answer, which has a Date. dead_rows: dates
-    of rows at which PHP dies each time, their inputs set.
+    failures: what the next posts meet, None for nothing. away, locked_out, out_of_order: what every request meets; only
+    out_of_order is an answer with a Date. dead_rows: dates of rows at which PHP dies each time, with their inputs set.
     """
 
     def __init__(self, time: Time, account: Account, ahead: float = 0.0) -> None:
@@ -78,7 +77,7 @@ class InProcess(EmonCMS):
         raise Unavailable("no answer")
 
     def shown(self) -> dict[str, int]:
-        """Return the dates of the inputs; what came late is applied meanwhile, a row at a time."""
+        """Apply one late row, if there is any, and return the dates of the inputs."""
         self._ask()
         if self._late:
             self._apply([self._late.popleft()])

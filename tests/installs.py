@@ -1,4 +1,4 @@
-"""install.sh on fresh Debian: bookworm (systemd 252, Python 3.11) or trixie (257, 3.13), which Raspberry Pi OS is."""
+"""install.sh on a fresh Debian, as Raspberry Pi OS is: bookworm (systemd 252, Python 3.11) or trixie (257, 3.13)."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ from tests.machine import SETTINGS, Machine
 BOTH = ("envoy2emon", "envoy2emon_inv")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "envoy2emon-tests"
 CHECKOUT = ("envoy2emon", "systemd", "pyproject.toml", "README.md", "LICENSE", ".env.example")
-# The machine has no network: apt finds python3-venv among the packages that it has fetched, pip finds WHEELS.
+# The machine has no network, so apt takes python3-venv from the packages that it has fetched, and pip takes WHEELS.
 ROOT = (
     "mmdebstrap",
     "--variant=minbase",
@@ -34,7 +34,7 @@ OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/mnt/wheels"}
 
 
 def kept(name: str, *command: str) -> Path:
-    """Return a folder that the command makes, its last argument, and that is kept for the next run of the tests."""
+    """Return a folder that `command` makes when given it as its last argument; it is kept for later test runs."""
     seed = " ".join(command).replace(str(PROJECT), "") + CONSTRAINTS.read_text()
     path = CACHE / f"{name}-{sha256(seed.encode()).hexdigest()[:8]}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def kept(name: str, *command: str) -> Path:
 
 
 def fresh(release: str, folder: Path) -> Machine:
-    """Return a fresh Debian, to boot; it sees a checkout, and the wheels that pip needs, put into `folder`."""
+    """Return a fresh Debian to boot; it sees a checkout and the wheels that pip needs, which are put into `folder`."""
     if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
         skip_or_fail("making a fresh Debian takes root and mmdebstrap", "REQUIRE_SYSTEMD")
     share = folder / "share"
@@ -65,16 +65,16 @@ def fresh(release: str, folder: Path) -> Machine:
 
 
 def shell(machine: Machine, line: str) -> str:
-    """Run a line of the README in a checkout, as root, who has no need of sudo, and return what it prints."""
+    """Run a line of the README in a checkout, as root and so without sudo, and return what it prints."""
     done = machine.enter("sh", "-c", f"cd /mnt; {line.removeprefix('sudo ')}", environ=OFFLINE)
     assert (done.returncode, done.stderr.decode()) == (0, ""), done.stdout.decode()
     return done.stdout.decode()
 
 
 def install(machine: Machine, *options: str, checkout: str = "/mnt") -> str:
-    """Run install.sh, which has to succeed without a complaint, and return its words.
+    """Run install.sh, which has to succeed with nothing on stderr, and return what it prints.
 
-    Root runs nothing of the folder that it is in, where modules lie that Python would take for its own.
+    It runs in a folder with modules that fail and are named like Python's own, because root must not import them.
     """
     here = "mkdir -p /srv/here && cd /srv/here && for name in venv ensurepip pip sys; do echo 1/0 >$name.py; done"
     command = f'{here} && exec {checkout}/systemd/install.sh "$@"'
@@ -84,7 +84,7 @@ def install(machine: Machine, *options: str, checkout: str = "/mnt") -> str:
 
 
 def edit_for(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> str:
-    """Fill in the settings, with the neighbours under their mDNS names, and return the file's text."""
+    """Fill in the settings, with the mDNS names of the gateway and EmonCMS, and return the file's text."""
     machine.run("sh", "-c", "echo 127.0.0.2 envoy.local >>/etc/avahi/hosts; systemctl restart avahi-daemon")
     values = {
         "ENVOY_HOST": f"envoy.local:{envoy.address[1]}",
@@ -101,7 +101,7 @@ def edit_for(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -
 
 
 def start(machine: Machine, emoncms: StandInEmonCMS, line: str) -> None:
-    """Start both daemons by the README's line and see the inputs of both nodes arrive."""
+    """Start both daemons with the README's line, and wait until rows of both nodes arrive."""
     seen = len(emoncms.rows)
     assert shell(machine, line) == ""
     nodes = {"Envoy-S", "Envoy-S-inverters"}

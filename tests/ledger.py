@@ -1,7 +1,8 @@
-"""What a run sent and what EmonCMS made of it: what is missing, doubled, dated back, and whether the energy is right.
+"""Compares what a run sent with what EmonCMS applied: what is missing, doubled or dated back, and the energy's error.
 
-Times are monotonic seconds. What was told to a daemon that was well, over a connection that was well, has to arrive. It
-may be missing only if a SIGKILL followed before it was saved, and then what followed it up to the kill is missing too.
+Times are monotonic seconds. Whatever was sent to a daemon that was well, over a connection that was well, must arrive.
+It may be missing only if a SIGKILL came before it was saved. Then everything sent between it and the kill must be
+missing too.
 """
 
 import math
@@ -12,15 +13,16 @@ from itertools import pairwise
 
 from envoy2emon.demo.account import KWH_GAP, Account, AppliedRow
 
-# From the simulated gateway's socket into the daemon's backlog, on a busy machine.
+# The longest way from the simulated gateway's socket into the daemon's backlog, on a busy computer.
 UNDER_WAY_S = 0.6
-# What a power cut may cost: rows are saved when they are 30 s old, by a look every few seconds and a slow disk.
+# What a power cut may cost: rows are saved when they are 30 s old, but ages are checked only every few seconds, and
+# disks can be slow.
 KILL_MAY_COST_S = 36.0
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A row as EmonCMS applied it: whose it is, its date in epoch s, when it was applied."""
+    """A row as EmonCMS applied it. identity: its event or report. date: epoch s. at: when it was applied."""
 
     identity: Hashable
     date: int
@@ -29,43 +31,44 @@ class Arrival:
 
 @dataclass
 class Diary:
-    """When the gateway's side or the daemon was unwell, (begin, end), and when the daemon was killed."""
+    """The times, (begin, end), when the gateway's side or the daemon was unwell, and when the daemon was killed."""
 
     unwell: list[tuple[float, float]] = field(default_factory=list)
     kills: list[float] = field(default_factory=list)
 
     def well(self, at: float) -> bool:
-        """Tell whether what was sent at this time was sent into a connection and process that were well."""
+        """Return whether the connection and the daemon were well when something was sent at this time."""
         return not any(begin - UNDER_WAY_S < at < end + UNDER_WAY_S for begin, end in self.unwell)
 
 
 @dataclass
 class Verdict:
-    """How many were sent, owed and received, and how often promises were broken."""
+    """How many events or reports were sent, had to arrive (owed) and arrived, and how often promises were broken."""
 
     sent: int = 0
     owed: int = 0
     received: int = 0
-    repeated: int = 0  # with the very same date, which changes nothing
+    repeated: int = 0  # with the same date, which changes nothing
     lost: int = 0
     lost_to_kills: int = 0
-    kill_cost_s: int = 0  # the age of the oldest of those at its kill
+    kill_cost_s: int = 0  # the age, at the kill, of the oldest one lost to it
     doubled: int = 0
     back: int = 0
     misdated: int = 0
 
     @property
     def broken(self) -> bool:
-        """Tell whether a promise is broken, or was hardly put to the test."""
+        """Whether a promise is broken, or was hardly tested because little was owed."""
         return bool(self.lost or self.doubled or self.back or self.misdated) or self.owed < self.sent / 8
 
 
 def judge(
     told: Sequence[tuple[float, Hashable]], rows: Sequence[AppliedRow], arrivals: Sequence[Arrival], diary: Diary
 ) -> Verdict:
-    """Judge what was told to a daemon, each perhaps several times, by what of it arrived.
+    """Judge what was sent to a daemon by what arrived.
 
-    rows: the same as arrivals, in the same order.
+    told: when each item was sent, and its identity; it may be sent several times. rows: those of the arrivals, in the
+    same order.
     """
     first: dict[Hashable, float] = {}
     last: dict[Hashable, float] = {}
@@ -81,7 +84,11 @@ def judge(
     verdict.received = len(begun)
 
     def killed(at: float) -> float | None:
-        """Return the kill that took what was told at this time: nothing proves that the daemon kept what came later."""
+        """Return the kill that may have taken what was sent at this time, None if there is none.
+
+        A kill is ruled out if an arrival proves that the daemon kept something that was first sent after this time and
+        before the kill.
+        """
         for kill in diary.kills:
             if at <= kill <= at + KILL_MAY_COST_S and not any(
                 at < first.get(other, at) < kill and (last[other] < kill or arrival.at < kill)
@@ -101,7 +108,7 @@ def judge(
 
 
 def went_back(rows: Iterable[AppliedRow]) -> int:
-    """Return how many rows are dated before the one before them that had one of their inputs."""
+    """Return how many rows have an earlier date than the previous row with one of their inputs."""
     dates: dict[tuple[str, str], int] = {}
     back = 0
     for row in rows:
@@ -111,7 +118,7 @@ def went_back(rows: Iterable[AppliedRow]) -> int:
 
 
 def integral(rows: Iterable[AppliedRow], node: str, name: str) -> Decimal:
-    """Return the watt seconds that these rows make, each once and in order of date, over no gap of two hours."""
+    """Return the watt seconds of these rows, in order of date, each date once, without gaps of two hours or more."""
     values: dict[int, Decimal] = {}
     for row in rows:
         if row.node == node and name in row.inputs:

@@ -1,4 +1,4 @@
-"""A throw-away machine with a real systemd: boot-systemd.sh keeps it, nsenter drives it.
+"""A throw-away machine with a real systemd: boot-systemd.sh boots it, and nsenter runs commands in it.
 
 Nothing that a test does in the machine outlives it or reaches the computer that runs the test.
 """
@@ -24,7 +24,7 @@ SETTINGS = Path("/etc/envoy2emon/.env")
 CANNOT_BOOT = 77
 _CLONE_NEWNET = 0x40000000  # <sched.h>; os.setns came with Python 3.12
 _PURE = ("requests", "urllib3", "certifi", "idna", "charset_normalizer", "dotenv", "envoy2emon")
-# As boot-systemd.sh has it: what namespaces do not hold back.
+# The same as in boot-systemd.sh: capabilities that namespaces do not confine.
 _FENCE = "setpriv --bounding-set=-sys_time,-wake_alarm,-sys_module,-sys_rawio,-syslog,-mac_admin,-mac_override --"
 _ENVIRONMENT = {
     "HOME": "/root",
@@ -36,15 +36,15 @@ _ENVIRONMENT = {
 
 
 def wait_for(what: str, predicate: Callable[[], bool], timeout: float = 15.0) -> None:
-    """Ask again and again until the predicate holds; AssertionError with `what` after `timeout` s."""
+    """Poll until the predicate holds. Raises AssertionError with `what` after `timeout` s."""
     limit = monotonic() + timeout
     while not predicate():
         assert monotonic() < limit, f"not within {timeout} s: {what}"
-        Event().wait(0.2)  # each look is a process or two
+        Event().wait(0.2)  # each poll starts a process or two
 
 
 class Machine:
-    """A booted machine while the `with` lasts: an overlay of `root`; `share` is seen at /mnt, read-only."""
+    """A machine that is up within the `with` block: an overlay of `root`, with `share` at /mnt, read-only."""
 
     def __init__(self, root: Path = Path("/"), share: Path | None = None) -> None:
         command = [str(BOOT), "-r", str(root), "cat"]
@@ -72,14 +72,14 @@ class Machine:
     def enter(
         self, *command: str, stdin: bytes = b"", environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a command in the machine as root, whatever becomes of it."""
+        """Run a command in the machine as root, and return its result even if it fails."""
         inside = ["nsenter", "--all", f"--target={self.pid}", *_FENCE.split(), *command]
         return subprocess.run(
             inside, input=stdin, env=_ENVIRONMENT | dict(environ or {}), capture_output=True, check=False, timeout=300
         )
 
     def run(self, *command: str, stdin: bytes = b"") -> str:
-        """Run a command that has to succeed and return what it printed on stdout."""
+        """Run a command that must succeed, and return what it printed on stdout."""
         done = self.enter(*command, stdin=stdin)
         assert done.returncode == 0, f"{command}: {done.returncode}\n{(done.stdout + done.stderr).decode()}"
         return done.stdout.decode()
@@ -93,7 +93,7 @@ class Machine:
         return self.run("systemctl", "show", "--value", f"--property={name}", unit).strip()
 
     def mark(self) -> None:
-        """Let the journal begin here."""
+        """Let journal() begin here."""
         self._since = f"--since=@{time():.6f}"  # in systemd 252 --after-cursor with a filter loses an entry
 
     def journal(self, unit: str, *options: str) -> list[str]:
@@ -113,7 +113,7 @@ class Machine:
                 assert libc.setns(ours.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
 
     def install_program(self) -> None:
-        """Put this environment's packages into /opt/envoy2emon, pure Python alone, and the units where they belong."""
+        """Install this environment's packages, pure Python only, in /opt/envoy2emon, and the units in systemd."""
         self.run("/usr/bin/python3", "-m", "venv", "--without-pip", str(PROGRAM))
         site = self.run(str(PROGRAM / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
         archive = BytesIO()
@@ -135,5 +135,5 @@ def _folder(package: str) -> Path:
 
 
 def _pure(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leave out what belongs to one Python: the machine's may be another."""
+    """Leave out files that belong to one version of Python, because the machine's may be another."""
     return None if member.name.endswith((".so", "/__pycache__")) else member

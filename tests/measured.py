@@ -1,7 +1,7 @@
 """A process under measurement: the stream daemon, or the reference, in an environment of its own.
 
-What is measured is this process alone, all its threads included. CPU time is that of /proc/PID/task/*/schedstat,
-wake-ups are voluntary context switches, memory is VmRSS.
+Only this process is measured, with all its threads. CPU time is that of /proc/PID/task/*/schedstat, wake-ups are
+voluntary context switches, memory is VmRSS.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.peers import Peers
 
 
 class Measured:
-    """A process under measurement, from its exec to the end of the `with`."""
+    """A process under measurement, from its exec to the end of the `with` block."""
 
     def __init__(self, module: str, *arguments: str, **environment: str) -> None:
         basic = {"PATH": os.environ["PATH"], "LOG_LEVEL": "ERROR"}
@@ -30,11 +30,11 @@ class Measured:
         )
 
     def __enter__(self) -> Self:
-        """Do nothing: it runs already."""
+        """Do nothing, because it is running already."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it."""
+        """Kill it."""
         self.process.kill()
         self.process.wait()
 

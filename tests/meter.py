@@ -14,14 +14,14 @@ from tests.daemons import Daemon
 from tests.ledger import went_back
 
 AWAY = PHP_DOWN
-ALONE_S = 0.15  # what follows the first event sooner would be taken for a burst
-# A third of it is the time between two looks at the backlog.
+ALONE_S = 0.15  # an event sooner after the first one would be taken for a burst
+# The daemon checks its backlog at intervals of a third of this.
 QUICK = {"WATCHDOG_USEC": "600000"}
 NUMBER = "prod_ph-a_frequency"
 
 
 class Meter:
-    """Sends numbered events through a simulated gateway and knows what arrived of them."""
+    """Sends numbered events through a simulated gateway and knows which of them arrived."""
 
     def __init__(self, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
         self.envoy, self.emoncms = envoy, emoncms
@@ -44,11 +44,11 @@ class Meter:
         return [int(row.inputs[NUMBER]) for row in list(self.emoncms.rows) if NUMBER in row.inputs]
 
     def wait_for(self, count: int) -> None:
-        """Wait until so many different events have arrived."""
+        """Wait until `count` different events have arrived."""
         self.emoncms.wait_for(lambda: len(set(self.arrived())) >= count, 20)
 
     def all_arrived(self) -> None:
-        """Wait for all, and say that they arrived in order, each with one date, which is when it was sent."""
+        """Wait for all events; assert that dates never went back, and that each has one date, when it was sent."""
         self.wait_for(len(self.sent))
         assert went_back(self.emoncms.rows) == 0
         dates: dict[int, int] = {}
@@ -59,14 +59,14 @@ class Meter:
 
 
 def stream(daemon: Callable[..., Daemon], envoy: SimulatedEnvoy, **changes: object) -> Daemon:
-    """Start the stream daemon and wait until it reads."""
+    """Start the stream daemon and wait until it reads the stream."""
     one = daemon("stream", QUICK, STREAM_KEYS="wNow,frequency", **changes)
     envoy.wait_for_stream()
     return one
 
 
 def restart(one: Daemon, envoy: SimulatedEnvoy, *, kill: bool = False) -> None:
-    """End the daemon, start it again, and wait until it reads."""
+    """End the daemon, start it again, and wait until it reads the stream."""
     if kill:
         one.kill()
     else:
@@ -77,5 +77,5 @@ def restart(one: Daemon, envoy: SimulatedEnvoy, *, kill: bool = False) -> None:
 
 
 def held(one: Daemon, count: int) -> None:
-    """Wait until the daemon's status tells of so many rows that wait."""
+    """Wait until the daemon's status reports this many waiting rows."""
     one.wait_for_notify(rf"^STATUS=.*\b{count} rows? waiting", 15)

@@ -1,7 +1,7 @@
-"""The neighbours of a process that is measured, in a process of their own: their work is not counted as its work.
+"""The gateway and EmonCMS of a measured process, simulated in another process, so that their work is not measured.
 
-Each event carries its number, so that its arrival can be told from all others. Times are monotonic seconds, which all
-processes of a computer share.
+Each event carries its number, so that its arrival can be recognised. Times are monotonic seconds, which all processes
+of a computer share.
 """
 
 import selectors
@@ -24,7 +24,7 @@ LONGEST_S = 120.0
 
 
 class _EmonCMS(StandInEmonCMS):
-    """Notes when each request had come in: what the stand-in does with it then is not the sender's doing."""
+    """Notes when each request has come in, so that what the stand-in does with it then is not counted as latency."""
 
     def __init__(self) -> None:
         super().__init__(keep=KEPT_ROWS)
@@ -47,7 +47,7 @@ class Peers:
         self._viewers: list[socket.socket] = []
 
     def settings(self) -> dict[str, str]:
-        """Return what finds the two, as soon as nobody is there any more."""
+        """Return settings for the two, as soon as no earlier process reads the stream."""
         self._envoy.wait_for(lambda: self._envoy.open_streams == 0)
         return {
             "ENVOY_HOST": self._envoy.host,
@@ -74,11 +74,11 @@ class Peers:
             sent.append(time.monotonic())
             self.send(1)
         arrivals = self._arrivals(count)
-        pause.wait(1 / rate)  # for what follows on a post
+        pause.wait(1 / rate)  # for the work that follows a post
         return [there - here for here, there in zip(sent, arrivals, strict=True)]
 
     def burst(self, count: int, at_once: int = 1000) -> float:
-        """Send `count` events, so many at once, and return the seconds until EmonCMS had applied the last one."""
+        """Send `count` events in batches of `at_once`, each after the previous one is applied; return the seconds."""
         start = time.monotonic()
         for left in range(count, 0, -at_once):
             applied = self._emoncms.account.applied + self.send(min(left, at_once))
@@ -93,7 +93,7 @@ class Peers:
         return count
 
     def flow(self, count: int, at_once: int, pause: float) -> None:
-        """Send `count` events, so many at once with a pause in s behind them, whether they arrive or not."""
+        """Send `count` events in batches of `at_once`, each followed by a pause in s, without waiting for arrivals."""
         for left in range(count, 0, -at_once):
             self.send(min(left, at_once))
             threading.Event().wait(pause)
@@ -142,7 +142,7 @@ class Peers:
 
 
 class PeersProcess(BaseManager):
-    """Runs Peers elsewhere: `with PeersProcess() as process: peers = process.Peers()`."""
+    """Runs Peers in another process: `with PeersProcess() as process: peers = process.Peers()`."""
 
     Peers: type[Peers]
 

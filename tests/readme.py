@@ -1,4 +1,4 @@
-"""README.md, read for the tests that hold it to the code."""
+"""Parts of README.md, for the tests that compare it with the code."""
 
 import re
 
@@ -10,7 +10,7 @@ README = (PROJECT / "README.md").read_text("utf-8")
 
 
 def section(heading: str) -> str:
-    """Return the section of this heading, at whatever level."""
+    """Return the text under this heading, of whatever level, up to the next heading."""
     found = re.search(rf"^(#+) {re.escape(heading)}$(.*?)(?=^#+ |\Z)", README, re.DOTALL | re.MULTILINE)
     if not found:
         pytest.fail(f"README.md has no heading {heading!r}")
@@ -18,17 +18,17 @@ def section(heading: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """Return the cells of the first table's rows as they stand; not its heading."""
+    """Return the cells of the first table's rows, without its heading."""
     table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
     lines = table[0].splitlines() if table else []
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def commands(heading: str) -> list[str]:
-    """Return the section's indented lines: what its reader copies."""
+    """Return the section's indented lines, which its reader copies."""
     return re.findall(r"^    (\S.*)$", section(heading), re.MULTILINE)
 
 
 def code(text: str) -> list[str]:
-    """Return what stands between backticks."""
+    """Return all texts between backticks."""
     return re.findall(r"`([^`]+)`", text)

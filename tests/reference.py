@@ -1,7 +1,7 @@
-"""What the benchmark measures against: the loop of the forum scripts, `python -m tests.reference`.
+"""The forum scripts' loop, with which the benchmark compares our cost: `python -m tests.reference`.
 
-It does what they did and nothing more, because its cost is the measure of ours. Settings come from the environment:
-ENVOY_HOST, ENVOY_PASSWORD, EMONCMS_URL, EMONCMS_APIKEY.
+It does what they did and nothing more. Settings come from the environment: ENVOY_HOST, ENVOY_PASSWORD, EMONCMS_URL,
+EMONCMS_APIKEY.
 """
 
 import json
@@ -15,7 +15,7 @@ KEYS = {"wNow": "p", "rmsVoltage": "v", "rmsCurrent": "i", "pwrFactor": "pf"}
 
 
 def main() -> None:
-    """Follow the stream, and open a connection to EmonCMS for each event."""
+    """Follow the stream, and post each event to EmonCMS over a new connection."""
     envoy, password, emoncms, key = (
         os.environ[name] for name in ("ENVOY_HOST", "ENVOY_PASSWORD", "EMONCMS_URL", "EMONCMS_APIKEY")
     )

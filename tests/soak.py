@@ -1,7 +1,8 @@
-"""Both daemons between neighbours that fail: `python -m tests.soak --minutes N --seed S`.
+"""Both daemons between a gateway and an EmonCMS that fail: `python -m tests.soak --minutes N --seed S`.
 
-The seed draws the faults, tests/ledger.py judges, and a broken promise is exit code 1. Events come five times as fast
-as a gateway's, and faults far more often. Nobody is refused here, because who is refused waits for five minutes.
+The seed determines the faults, tests/ledger.py judges, and a broken promise gives exit code 1. Events come five times
+as fast as a real gateway's, and faults far more often. No daemon's login or key is ever refused, because the daemon
+would then wait for five minutes.
 """
 
 import argparse
@@ -46,12 +47,12 @@ EVENTS_EVERY_S = 0.2
 REPORTS_EVERY_S = 1.5
 SERIALS = [str(number) for number in range(2001, 2007)]
 LARGEST_MEMORY = 64 * 1024 * 1024
-# The longest wait before the next attempt at EmonCMS is 60 s, a fifth longer by chance.
+# The longest wait before the next attempt at EmonCMS is 60 s, plus up to a fifth at random.
 SETTLES_WITHIN_S = 150.0
 CLOCK_WRONG_S = 12 * 3600
 # EmonCMS's clock is known to a second, a date is a whole second, and an event may be held for 0.25 s.
 MISDATED_S = 2.3
-# In watts, each event's number: energy shows which of them was counted.
+# The input that holds each event's number, in watts, so that the energy shows which events were counted.
 NUMBER = "prod_ph-a_wNow"
 ONLY_PRODUCTION = json.dumps({"production": json.loads(THREE_PHASE_EVENT)["production"]}, separators=(",", ":"))
 GARBAGE = b'data: {"production":\n\n: a comment\n\ndata: []\n\nx'
@@ -62,21 +63,24 @@ CANNED = [
 
 
 class _EmonCMS(StandInEmonCMS):
-    """Notes of each node when its last post came in: a daemon that posts has heard EmonCMS and knows its clock."""
+    """Notes for each node when its last post came in, because a daemon that posts has learnt EmonCMS's clock."""
 
     def __init__(self) -> None:
         super().__init__()
         self.posted = dict.fromkeys(NODES.values(), 0.0)
 
     def answer(self, target: str, body: bytes = b"", content_type: str = "", authorization: str = "") -> Answer | None:
-        """Answer as ever."""
+        """Note a post, and answer as the stand-in does."""
         if "input/bulk" in target:
             self.posted[NODES["inverters" if b"inverters" in body else "stream"]] = time.monotonic()
         return super().answer(target, body, content_type, authorization)
 
 
 class Soak:
-    """The neighbours, the daemons, and what is known of them; `ended` ends the faults, `silent` the gateway as well."""
+    """The simulated gateway and EmonCMS, the daemons, and what is known of them.
+
+    ended: ends the faults. silent: ends the gateway's events and reports as well.
+    """
 
     def __init__(self, seed: int, stack: ExitStack) -> None:
         self.ended, self.silent = Event(), Event()
@@ -116,7 +120,7 @@ class Soak:
             self._start(name)
 
     def run(self, seconds: float) -> None:
-        """Let the neighbours and daemons fail for so long, then let all settle."""
+        """Let the gateway, EmonCMS and the daemons fail for `seconds`, then let everything settle."""
         sending = [self._send_events, self._send_reports]
         failing = [self._fail_emoncms, self._fail_gateway, self._fail_clocks, self._fail_daemons]
         threads = [Thread(target=self._live, args=(loop,)) for loop in (*sending, *failing)]
@@ -147,7 +151,7 @@ class Soak:
                 self.complaints.append(f"{name}: exit code {code}, left behind {left}")
 
     def verdicts(self) -> dict[str, Verdict]:
-        """Judge what came of it."""
+        """Return the verdict on each daemon."""
         events = [row for row in self.emoncms.rows if row.node == NODES["stream"]]
         reports = [row for row in self.emoncms.rows if row.node == NODES["inverters"]]
         for row in events:
@@ -157,7 +161,7 @@ class Soak:
             if [*row.inputs.values()] != [row.time % 300, 300]:
                 self.complaints.append(f"a report of {row.time} arrived as {row.inputs}")
         polls = [request.at for request in self.gateway.requests if (request.path, request.status) == (INVERTERS, 200)]
-        # What was published just before a poll may have been in its answer or not.
+        # A report published just before a poll may or may not be in its answer.
         told = [(at, item) for at in polls for item in self._published(at - 0.05) & self._published(at)]
         verdicts = {
             "stream": judge(self.sent, events, _arrivals(events), self.diaries["stream"]),
@@ -170,10 +174,10 @@ class Soak:
         return verdicts
 
     def _live(self, loop: Callable[[], None]) -> None:
-        """Run a thread; one that dies, as of a daemon that does not start, ends the soak."""
+        """Run a thread's loop; if it raises, as when a daemon does not start, end the soak."""
         try:
             loop()
-        except Exception:  # noqa: BLE001 - whatever it is, the verdict tells it
+        except Exception:  # noqa: BLE001 - whatever it is, it becomes a complaint
             self.complaints.append(f"{loop.__name__} died: {traceback.format_exc()}")
             self.ended.set()
 
@@ -217,7 +221,7 @@ class Soak:
 
     @contextmanager
     def _emoncms_fault(self, what: str, random: Random) -> Iterator[None]:
-        """Let EmonCMS or the way to it fail; perhaps the posts that come next fail as well."""
+        """Let EmonCMS or the connection to it fail, and at random the next posts as well."""
         self._note(f"EmonCMS {what}")
         leaves = what in {"php stopped", "silent", "stall"} and random.random() < 0.5
         match what:
@@ -232,10 +236,10 @@ class Soak:
         if what == "reset":
             self.to_emoncms.cut()
         yield
-        if leaves:  # the client is gone, and php-fpm goes on all the same when it is let go
+        if leaves:  # the client is gone, but php-fpm goes on with its request when released
             self.to_emoncms.cut()
             self.ended.wait(random.choice([0.5, 3.0]))
-        # What waited goes out as one post, or several: that is when an answer that gets lost matters most.
+        # The backlog goes out in one post or several, and a lost answer matters most then.
         self.emoncms.fail_next(
             *(_post_fault(random.choice(["answers", "cuts", "dies"]), random) for _ in range(random.choice([0, 1, 2])))
         )
@@ -251,12 +255,12 @@ class Soak:
             with self._gateway_fault(next(faults), random):
                 self.ended.wait(random.choice([1.0, 3.0, 8.0]))
             for diary in self.diaries.values():
-                # A connection that was cut in the middle is known to be so by both ends a moment later.
+                # Both ends notice a moment later that a connection was cut in the middle.
                 diary.unwell.append((begin, time.monotonic() + 1))
 
     @contextmanager
     def _gateway_fault(self, what: str, random: Random) -> Iterator[None]:
-        """Let the gateway or the ways to it fail."""
+        """Let the gateway or the connections to it fail."""
         self._note(f"gateway {what}")
         after, answer = random.randrange(900), random.choice(CANNED)
         if what == "garbage":
@@ -287,7 +291,7 @@ class Soak:
         random = Random(f"{self._seed} daemons")
         while not self.ended.wait(random.uniform(4, 12)):
             name, kill, pause = random.choice(list(NODES)), random.random() < 0.3, random.choice([0.0, 0.0, 2.0])
-            # Rows of a run that never heard EmonCMS have the dates of its own wrong clock: that is given up.
+            # Rows of a run that never had an answer from EmonCMS keep dates of its own wrong clock, which is accepted.
             while self.emoncms.posted[NODES[name]] < self.started[name] and not self.ended.wait(0.1):
                 pass
             if not self.ended.is_set():
@@ -333,7 +337,7 @@ class Soak:
 
 
 def _drawn(random: Random, *faults: str) -> Iterator[str]:
-    """Draw faults without end, none again before all the others were."""
+    """Draw faults without end, in rounds that each contain every fault once."""
     while True:
         yield from random.sample(faults, len(faults))
 
@@ -353,14 +357,14 @@ def _arrivals(rows: list[AppliedRow]) -> list[Arrival]:
 
 
 def _identity(row: AppliedRow) -> object:
-    """Return whose row it is: an event's number, or a report's serial number and date."""
+    """Return what the row was made from: an event's number, or a report's serial number and date."""
     if row.node == NODES["stream"]:
         return int(row.inputs[NUMBER])
     return next(iter(row.inputs)).partition("_")[0], row.time
 
 
 def _inputs(number: int, short: set[int]) -> dict[str, Decimal]:
-    """Return what becomes of an event."""
+    """Return the inputs that an event has to become."""
     event = json.loads(_event(number, short), parse_float=Decimal, parse_int=Decimal)
     return {
         f"{name}_{phase}_{key}": values[quantity]
@@ -376,7 +380,7 @@ def _event(number: int, short: set[int]) -> str:
 
 
 def main() -> int:
-    """Soak, print what came of it, and return 1 if a promise is broken."""
+    """Run the soak, print its results, and return 1 if a promise is broken, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.soak", description="Both daemons between failing neighbours."
     )

@@ -1,4 +1,4 @@
-"""Who imports whom, read from the source: the rules that keep the house as it is drawn."""
+"""The rules on which module may import which, checked in the source."""
 
 import ast
 import sys
@@ -50,7 +50,7 @@ def users(*packages: str) -> set[str]:
 
 @pytest.mark.parametrize("module", PURE)
 def test_a_pure_module_knows_the_standard_library_and_pure_modules(module: str) -> None:
-    """What turns bytes into rows does no input or output and waits for nothing."""
+    """The modules that turn bytes into rows do no input or output and never wait."""
     assert IMPORTS[module] <= sys.stdlib_module_names | set(PURE)
     assert not IMPORTS[module] & {"socket", "threading", "time", "os", "pathlib", "logging"}
 
@@ -62,17 +62,17 @@ def test_the_two_sides_do_not_know_each_other() -> None:
 
 
 def test_only_commands_know_the_daemons() -> None:
-    """A daemon is imported by the commands alone, and by no other daemon."""
+    """Only the commands import a daemon; no daemon imports the other one."""
     assert {module.partition(".")[0] for module in users("stream", "inverters")} <= {"__main__", "check"}
 
 
 def test_the_simulated_neighbours_are_for_the_demo() -> None:
-    """No module that runs on a Pi in earnest imports a simulated neighbour."""
+    """Only the demo and its command import the simulated gateway and EmonCMS."""
     assert {module.partition(".")[0] for module in users("demo")} <= {"__main__", "demo"}
 
 
 def test_the_packages_at_run_time_are_two() -> None:
-    """Nothing is imported but the standard library, python-dotenv, and requests with the urllib3 that it brings."""
+    """The package imports only the standard library, python-dotenv, requests, and the urllib3 that requests needs."""
     others = set().union(*IMPORTS.values()) - TREES.keys() - sys.stdlib_module_names
     assert others - {""} <= {"requests", "urllib3", "dotenv"} | {name.rpartition(".")[0] for name in TREES}
 
@@ -85,7 +85,7 @@ def test_a_page_that_is_off_costs_no_import() -> None:
 
 @pytest.mark.parametrize("module", sorted(TREES))
 def test_nothing_sleeps(module: str) -> None:
-    """No thread waits where a stop or an event cannot wake it: there is no time.sleep."""
+    """No module calls time.sleep, because neither a stop nor an event could wake its thread."""
     for node in ast.walk(TREES[module]):
         assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "time.sleep")
         assert not (isinstance(node, ast.ImportFrom) and node.module == "time")
@@ -93,7 +93,7 @@ def test_nothing_sleeps(module: str) -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_a_tests_docstring_is_its_rule(path: Path) -> None:
-    """Each test function says the rule that it holds."""
+    """Each test function has a docstring, which states the rule that it checks."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             assert ast.get_docstring(node), f"{node.name} has no docstring"

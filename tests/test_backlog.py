@@ -1,4 +1,4 @@
-"""Rows that wait: in blocks, in memory and on disk, within bounds."""
+"""The backlog: waiting rows are kept in blocks, in memory and on disk, within bounds."""
 
 import logging
 import random
@@ -32,23 +32,23 @@ DIGITS = st.decimals(-(10**9), 10**9, places=3)
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Name a daemon's file."""
+    """Return the path of a daemon's backlog file."""
     return tmp_path / "state" / "stream.sqlite"
 
 
 def made(path: Path | None, time: Time | None = None, hours: float = 24) -> Backlog:
-    """Make a backlog with a clock that stands."""
+    """Make a backlog whose clock only the test moves."""
     time = time or Time()
     return Backlog(Disk(path), hours * 3600, time, time.wall)
 
 
 def row(second: int) -> Undated:
-    """Make a row, its second for watts."""
+    """Make a row whose watts are its second."""
     return Undated(second, {"w": Decimal(second)})
 
 
 def drained(backlog: Backlog, ahead: float = EPOCH) -> list[Row]:
-    """Take all that waits, as a delivery does."""
+    """Take and return all waiting rows, as the delivery does."""
     rows = []
     while len(backlog):
         block = backlog.oldest(0)
@@ -65,7 +65,7 @@ def expected(*seconds: int) -> list[Row]:
 
 
 def test_rows_come_out_as_they_went_in(path: Path) -> None:
-    """In order, in blocks of up to 100, digit by digit, whether they were packed meanwhile or not."""
+    """Rows come out in order, in blocks of up to 100, with every digit, whether or not they were packed."""
     backlog = made(path)
     for second in range(250):
         backlog.append([row(second)])
@@ -76,14 +76,14 @@ def test_rows_come_out_as_they_went_in(path: Path) -> None:
 
 @given(st.lists(st.dictionaries(st.sampled_from(NAMES), DIGITS, min_size=1), min_size=1))
 def test_digits_survive_packing(inputs: list[dict[str, Decimal]]) -> None:
-    """What is packed is what is unpacked, to the digit."""
+    """Unpacking returns what was packed, to the digit."""
     block = Block([Row(7, each) for each in inputs], 0.0)
     block.pack()
     assert [str(each.inputs) for each in block.rows()] == [str(each) for each in inputs]
 
 
 def test_nothing_is_written_while_emoncms_answers(path: Path) -> None:
-    """SD cards wear: what leaves within half a minute never touches the disk."""
+    """Rows that are delivered within half a minute are never written to disk, because SD cards wear out."""
     time = Time()
     backlog = made(path, time)
     for second in range(100):
@@ -95,7 +95,10 @@ def test_nothing_is_written_while_emoncms_answers(path: Path) -> None:
 
 
 def test_what_waits_is_saved_and_comes_back(path: Path) -> None:
-    """After half a minute, or at once at the end, rows are on disk with EmonCMS's dates; the file goes with them."""
+    """Rows are saved after half a minute, or at once at the end; the file is deleted once they are delivered.
+
+    Their dates are by EmonCMS's clock, or by this computer's if EmonCMS has not answered.
+    """
     time = Time()
     backlog = made(path, time)
     backlog.append([row(1)])
@@ -115,7 +118,7 @@ def test_what_waits_is_saved_and_comes_back(path: Path) -> None:
 
 
 def test_rows_of_two_runs_are_in_order(path: Path) -> None:
-    """What an earlier run left goes first."""
+    """Rows that earlier runs left are delivered first."""
     for second in (1, 2, 3):
         backlog = made(path)
         backlog.append([row(second)])
@@ -125,7 +128,7 @@ def test_rows_of_two_runs_are_in_order(path: Path) -> None:
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_rows_that_are_put_back_go_first(path: Path, *, saved: bool) -> None:
-    """Rows that EmonCMS will take after all wait in front, on disk too."""
+    """Rows that are put back are delivered before all others, even after a restart."""
     backlog = made(path)
     backlog.append(expected(5, 6))
     backlog.save(EPOCH, now=saved)
@@ -137,7 +140,7 @@ def test_rows_that_are_put_back_go_first(path: Path, *, saved: bool) -> None:
 
 
 def test_blocks_come_back_in_the_order_in_which_they_came(path: Path) -> None:
-    """Inverters' blocks overlap in their dates: what was under way first goes first after a restart too."""
+    """Blocks keep their order after a restart even if their dates overlap, as those of inverters do."""
     backlog = made(path)
     for rows in ([Row(264, {"x": Decimal(1)})], [Row(84, {"y": Decimal(1)}), Row(324, {"x": Decimal(2)})]):
         backlog.append(rows)
@@ -146,7 +149,7 @@ def test_blocks_come_back_in_the_order_in_which_they_came(path: Path) -> None:
 
 
 def test_hours_are_hours(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """BACKLOG_HOURS counts how long rows wait, however many they are; what is lost is said once an hour."""
+    """BACKLOG_HOURS limits how long rows wait, not how many there are; losses are logged once an hour."""
     time = Time()
     backlog = made(path, time, hours=1)
     backlog.append([Row(second, {f"{second}_wNow": Decimal(0)}) for second in range(5000)])
@@ -167,7 +170,7 @@ def test_hours_are_hours(path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_poll_of_inverters_is_kept_however_short_the_backlog(path: Path) -> None:
-    """BACKLOG_HOURS=0.001 loses no report that EmonCMS takes at once."""
+    """Even BACKLOG_HOURS=0.001 loses no report that EmonCMS accepts at once."""
     backlog = made(path, hours=0.001)
     backlog.append([Row(9, {f"{serial}_wNow": Decimal(1)}) for serial in range(51)])
     backlog.save(EPOCH)
@@ -175,7 +178,7 @@ def test_a_poll_of_inverters_is_kept_however_short_the_backlog(path: Path) -> No
 
 
 def test_bytes_are_bounded_whatever_the_digits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the hours stands a bound in bytes, in memory and on disk: the oldest rows go. Here it is 256 KiB."""
+    """A limit in bytes, here 256 KiB, also bounds memory and disk: beyond it the oldest rows are dropped."""
     most = 2**18
     monkeypatch.setattr(module, "MOST_BYTES", most)
     time, numbers = Time(), random.Random(7)
@@ -197,7 +200,7 @@ def test_bytes_are_bounded_whatever_the_digits(path: Path, monkeypatch: pytest.M
 
 
 def test_a_disk_in_trouble_is_said_once_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Rows wait in memory meanwhile, and the journal hears of the trouble once and of its end."""
+    """While the disk fails, rows wait in memory; the failure is logged once, and so is its end."""
     caplog.set_level(logging.INFO)
     (tmp_path / "state").write_text("a file where the directory should be")
     time = Time()
@@ -216,7 +219,7 @@ def test_a_disk_in_trouble_is_said_once_and_tried_again(tmp_path: Path, caplog: 
 def test_a_python_that_is_being_upgraded_ends_no_daemon(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """SQLite is imported when it is needed: where it is gone by then, rows wait in memory until it is back."""
+    """SQLite is imported only when needed; if it is gone by then, rows wait in memory until it is back."""
     backlog = made(path)
     backlog.append([row(1)])
     with monkeypatch.context() as patch:
@@ -228,7 +231,7 @@ def test_a_python_that_is_being_upgraded_ends_no_daemon(
 
 
 def test_what_a_disk_did_not_delete_is_deleted_later(tmp_path: Path) -> None:
-    """A disk that was in trouble while rows were delivered does not bring them back."""
+    """Rows delivered while the disk was failing are deleted from it later, so they do not come back."""
     path = tmp_path / "state" / "stream.sqlite"
     backlog = made(path)
     backlog.append([row(1)])
@@ -243,7 +246,7 @@ def test_what_a_disk_did_not_delete_is_deleted_later(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_does_not_bring_rows_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing can be deleted from the file, because the disk is full, the file goes with its last block."""
+    """If nothing can be deleted from the file because the disk is full, the file is removed with its last block."""
     backlog = made(path)
     backlog.append([row(1)])
     backlog.save(EPOCH, now=True)
@@ -259,7 +262,7 @@ def test_a_full_disk_does_not_bring_rows_back(path: Path, monkeypatch: pytest.Mo
 def test_a_file_that_is_damaged_meanwhile_is_made_anew(
     path: Path, caplog: pytest.LogCaptureFixture, noticed_by: str
 ) -> None:
-    """What was on it waits in memory all the same, and is saved again."""
+    """The rows of a damaged file are still in memory, and are saved again to a new file."""
     backlog = made(path)
     for number in (1, 2):
         backlog.append([row(number)])
@@ -278,7 +281,7 @@ def test_a_file_that_is_damaged_meanwhile_is_made_anew(
 
 
 def test_without_a_directory_rows_wait_in_memory(caplog: pytest.LogCaptureFixture) -> None:
-    """A user without a home has no state, and is told once."""
+    """A user without a home has no state directory: that is logged once, and rows wait in memory."""
     backlog = made(None)
     backlog.append([row(1)])
     backlog.save(EPOCH, now=True)
@@ -296,7 +299,7 @@ def small(path: Path) -> bytes:
 
 
 def test_any_damage_is_set_aside_or_harmless(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whichever byte of a saved backlog is flipped, the next run starts, says so if rows are lost, and saves again."""
+    """Whichever byte of a saved backlog is flipped, the next run starts, logs any loss of rows, and saves again."""
     good = small(path)
     for place in range(len(good)):
         for leftover in path.parent.iterdir():
@@ -307,7 +310,7 @@ def test_any_damage_is_set_aside_or_harmless(path: Path, caplog: pytest.LogCaptu
         caplog.clear()
         backlog = made(path)
         assert len(backlog) == 2 or len(caplog.records) == 1
-        if place % 100 == 0:  # a disk takes its time
+        if place % 100 == 0:  # not every time, because a disk is slow
             backlog.append([row(3)])
             backlog.save(EPOCH, now=True)
             assert drained(backlog)[-1:] == expected(3)
@@ -319,7 +322,7 @@ def test_any_damage_is_set_aside_or_harmless(path: Path, caplog: pytest.LogCaptu
     ids=["text", "a header alone", "zeros"],
 )
 def test_a_file_that_is_not_ours_is_set_aside(path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """It gets a new name, which is said, and a new file takes its place."""
+    """A file that is no backlog is renamed, the new name is logged, and a new file takes its place."""
     path.parent.mkdir()
     path.write_bytes(content)
     backlog = made(path)
@@ -333,7 +336,7 @@ def test_a_file_that_is_not_ours_is_set_aside(path: Path, content: bytes, caplog
 
 
 def test_a_backlog_of_version_1_0_is_set_aside(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its layout is another one: the file is kept, and named."""
+    """A file of version 1.0, which has another layout, is kept under a new name, and that is logged."""
     path.parent.mkdir()
     with sqlite3.connect(path) as file:
         file.execute(f"PRAGMA application_id = {0x65326501}")
@@ -355,6 +358,6 @@ def test_what_is_no_block_is_a_value_error(packed: bytes) -> None:
 
 
 def test_a_zip_bomb_is_no_block() -> None:
-    """A block that unpacks to more than rows can have is damage."""
+    """A block that unpacks to more bytes than rows can have counts as damaged."""
     with pytest.raises(ValueError, match="damaged"):
         unpack(pack([inputs_json({"w": Decimal(1)})] * 600_000))

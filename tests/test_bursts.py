@@ -11,12 +11,12 @@ from envoy2emon.gateway.readings import MeterReading
 
 
 def arrival(at: float, count: int) -> Arrival:
-    """Make `count` readings that came at once."""
+    """Make the arrival of `count` readings at the same moment."""
     return Arrival(at, tuple(MeterReading(at, {}) for _ in range(count)))
 
 
 def dates(arrivals: list[Arrival]) -> list[float]:
-    """Return the dates in order, asking as the main thread does: after each arrival and when the time has come."""
+    """Return the dates in order, calling release() as the main thread does: after each arrival, and when due."""
     bursts, dated = Bursts(), []
     for one, following in pairwise([*arrivals, Arrival(float("inf"))]):
         dated += bursts.take(one) + bursts.release(one.at)
@@ -27,7 +27,7 @@ def dates(arrivals: list[Arrival]) -> list[float]:
 
 
 def test_a_stream_that_keeps_the_beat_is_not_touched() -> None:
-    """One event a second is given at once with the time of its arrival, but for the first after opening."""
+    """Events a second apart are passed on at once, dated on arrival, except the first one after opening."""
     bursts = Bursts()
     assert bursts.take(Arrival(9.9)) == []
     assert bursts.take(arrival(10.0, 1)) == []
@@ -40,25 +40,25 @@ def test_a_stream_that_keeps_the_beat_is_not_touched() -> None:
 
 
 def test_22_events_after_silence_are_one_second_apart() -> None:
-    """D7.0.88: 22 at once after 22 s of silence are dated one second apart, the last when it came."""
+    """D7.0.88: 22 events together after 22 s of silence are dated one second apart, the last on arrival."""
     assert dates([arrival(100.0, 1), arrival(122.0, 22)]) == [100.0, *(101.0 + back for back in range(22))]
 
 
 def test_the_first_burst_after_opening_goes_back_too() -> None:
-    """What a gateway had held back before the first event of a connection is dated one second apart as well."""
+    """Events that come together at the start of a connection were held back too, so they are dated one second apart."""
     assert dates([Arrival(50.0), arrival(50.2, 8)]) == pytest.approx([43.2 + number for number in range(8)])
 
 
 @pytest.mark.parametrize("sizes", [[22], [1, 21], [7, 7, 8], [1] * 22], ids=str)
 def test_a_burst_in_several_arrivals_is_one(sizes: list[int]) -> None:
-    """A burst cut into arrivals a few milliseconds apart gets the dates of the same burst in one."""
+    """A burst split into arrivals a few milliseconds apart gets the same dates as one that arrives whole."""
     pieces = [arrival(122.0 + 0.01 * number, size) for number, size in enumerate(sizes)]
     last = pieces[-1].at
     assert dates([arrival(100.0, 1), *pieces]) == pytest.approx([100.0, *(last - 21 + n for n in range(22))])
 
 
 def test_a_burst_does_not_go_back_behind_the_event_before() -> None:
-    """More events than seconds since the event before share these seconds evenly: 8 in 4 s are 0.5 s apart."""
+    """More events than seconds since the previous event are spread evenly over that time: 8 in 4 s are 0.5 s apart."""
     assert dates([arrival(100.0, 1), arrival(104.0, 8)]) == [100.0, *(100.5 + 0.5 * number for number in range(8))]
 
 
@@ -68,12 +68,12 @@ def test_two_at_once_without_silence_are_spread() -> None:
 
 
 def test_one_that_comes_late_and_alone_keeps_its_time() -> None:
-    """A single event after silence is held to see what follows, and dated when it came."""
+    """A single event after silence is held to see whether more follow, and is then dated on arrival."""
     assert dates([arrival(100.0, 1), arrival(113.0, 1), arrival(114.0, 1)]) == [100.0, 113.0, 114.0]
 
 
 def test_what_was_held_is_given_when_the_connection_breaks() -> None:
-    """A burst whose connection broke is given before what the next connection brings."""
+    """A burst whose connection broke is released before the readings of the next connection."""
     bursts = Bursts()
     assert bursts.take(arrival(10.0, 3)) == bursts.release(10.01) == []
     assert bursts.take(Arrival(11.0)) == []
@@ -82,7 +82,7 @@ def test_what_was_held_is_given_when_the_connection_breaks() -> None:
 
 
 def test_a_stream_without_pause_is_no_burst() -> None:
-    """A hundred events a second, more than any gateway sends, are held for half a second and then not at all."""
+    """A stream of 100 events a second, more than any gateway sends, is held for half a second and then not at all."""
     bursts = Bursts()
     for number in range(1000):
         at = 10.0 + number / 100
@@ -94,7 +94,7 @@ def test_a_stream_without_pause_is_no_burst() -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.3, 1.0, 1.6, 22.0]), st.integers(0, 25)), max_size=30))
 def test_no_reading_is_lost_or_dated_before_the_one_in_front(steps: list[tuple[float, int]]) -> None:
-    """However they arrive: all come out, in order, none before the one in front or after the end of its burst."""
+    """All readings come out, none dated before the previous one or over LONGEST_WAIT_S after its arrival."""
     at, arrivals = 1000.0, []
     for pause, count in steps:
         at += pause

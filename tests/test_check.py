@@ -1,4 +1,4 @@
-"""`envoy2emon check` as its owner runs it: the settings, the gateway and its site, and what it leaves behind."""
+"""`envoy2emon check` as the owner runs it: the settings, the gateway and its site, and what check leaves behind."""
 
 import json
 import subprocess
@@ -30,14 +30,14 @@ ARRIVED = [[0, "Envoy-S", {"prod_ph-a_wNow": 1}], [0, "Envoy-S-inverters", {"122
 
 @pytest.fixture
 def envoy() -> Iterator[SimulatedEnvoy]:
-    """Serve a gateway of firmware 5 whose meters tell twenty events a second."""
+    """Serve a gateway of firmware 5 that sends twenty events a second."""
     with SimulatedEnvoy(source=lambda: THREE_PHASE_EVENT, interval=0.05) as envoy:
         yield envoy
 
 
 @pytest.fixture
 def gateway7(certificate: Certificate) -> Iterator[SimulatedEnvoy]:
-    """Serve a gateway that wants a token and keeps the stream from owners."""
+    """Serve a gateway that needs a token and denies owners the stream."""
     tls = certificate.context
     with SimulatedEnvoy("D7.6.175", tls=tls, source=lambda: THREE_PHASE_EVENT, interval=0.05) as envoy:
         yield envoy
@@ -45,7 +45,7 @@ def gateway7(certificate: Certificate) -> Iterator[SimulatedEnvoy]:
 
 @pytest.fixture
 def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Check:
-    """Run check between both simulators."""
+    """Return a check of the simulated gateway and EmonCMS."""
     settings = {"ENVOY_HOST": envoy.host, "ENVOY_PASSWORD": envoy.password}
     return Check(tmp_path, settings | {"EMONCMS_URL": emoncms.url, "EMONCMS_APIKEY": emoncms.key})
 
@@ -57,7 +57,7 @@ def at(gateway: SimulatedEnvoy, **changes: object) -> dict[str, Any]:
 
 
 def test_all_is_well(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """Where nothing is wrong each question is answered by ok, in order, and neither neighbour keeps a trace."""
+    """When nothing is wrong, each answer is ok, in order, and check leaves no trace in the gateway or EmonCMS."""
     bulk(emoncms, ARRIVED)
     answers = check()
     assert answers.subjects() == ORDER
@@ -98,7 +98,7 @@ def test_reader_that_has_seen_enough(check: Check) -> None:
 
 
 def test_beside_a_daemon(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """The daemon that runs keeps its one stream, check finds its rows, and nothing in its directory changes."""
+    """A running daemon keeps its one stream; check finds its rows and changes nothing in its directory."""
     with Daemon("stream", check.directory / "check", check.settings) as stream:
         emoncms.wait_for(lambda: len(emoncms.rows) > 0)
         before = {path: path.stat().st_mtime_ns for path in [check.state, *check.state.iterdir()]}
@@ -113,7 +113,7 @@ def test_beside_a_daemon(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEm
 
 
 def test_settings_with_problems(check: Check, envoy: SimulatedEnvoy) -> None:
-    """Every problem of the settings is named, and what is not in doubt is asked all the same."""
+    """Every problem with the settings is named, and questions that no wrong setting affects are still asked."""
     answers = check(EMONCMS_APIKEY=None, LOG_LEVEL="LOUD")
     answers.say("FAIL", "settings", "EMONCMS_APIKEY is not set", "Setup, My Account", "/check/.env")
     answers.say("FAIL", "settings", "LOG_LEVEL is 'LOUD'")
@@ -132,7 +132,7 @@ def test_settings_with_problems(check: Check, envoy: SimulatedEnvoy) -> None:
 
 
 def test_settings_by_name(check: Check, emoncms: StandInEmonCMS) -> None:
-    """A misspelt setting is a warning with the name that is meant, and what the environment overrides is named."""
+    """A misspelt setting is a warning with the right name, and settings that the environment overrides are named."""
     answers = check({"EMONCMS_APIKEY": emoncms.key}, ENVOY_HOTS="envoy", EMONCMS_APIKEY="another")
     answers.say("warn", "settings", "ENVOY_HOTS is not a setting", "ENVOY_HOST")
     answers.say("ok", "settings", "the environment overrides EMONCMS_APIKEY")
@@ -140,7 +140,7 @@ def test_settings_by_name(check: Check, emoncms: StandInEmonCMS) -> None:
 
 
 def test_where_the_gateway_is_not(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A wrong name, a closed port and another device are told apart, and nothing is to be switched off for them."""
+    """A wrong name, a closed port and another device are told apart, without advice to switch anything off."""
     answers = check(ENVOY_HOST="no-such-envoy.local")
     answers.say("FAIL", "name", "no-such-envoy.local cannot be resolved", "address", "ENVOY_HOST", "avahi-daemon")
     assert "ports" not in answers.subjects()
@@ -160,7 +160,7 @@ def test_where_the_gateway_is_not(check: Check, envoy: SimulatedEnvoy, emoncms: 
 
 
 def test_another_gateway(check: Check, gateway7: SimulatedEnvoy) -> None:
-    """Another certificate than the pinned one, and another serial number than ENVOY_SERIAL, are FAILs with the cure."""
+    """A certificate other than the pinned one, or a serial number other than ENVOY_SERIAL, is a FAIL with the cure."""
     answers = check(**at(gateway7, ENVOY_CERT_SHA256="0" * 64))
     answers.say("FAIL", "firmware", "its certificate is not the pinned one", "set ENVOY_CERT_SHA256=")
     check(**at(gateway7, ENVOY_SERIAL="122012345679")).say("FAIL", "firmware", "...5678", "ENVOY_SERIAL is ...5679")
@@ -175,14 +175,14 @@ def test_another_gateway(check: Check, gateway7: SimulatedEnvoy) -> None:
     ],
 )
 def test_digest_refused(check: Check, changes: dict[str, str], subject: str, cure: str) -> None:
-    """Below firmware 7 each of the two users is told apart, and the other one is still asked."""
+    """Below firmware 7, check says which of the two users fails to log in, and still tries the other one."""
     answers = check(**changes)
     answers.say("FAIL", subject, cure)
     answers.say("ok", "inverters" if subject == "login" else "login")
 
 
 def test_owner_without_stream(check: Check, gateway7: SimulatedEnvoy) -> None:
-    """An owner's token that may not read the stream is a good token: the reports are read, and its days are told."""
+    """An owner's token that may not read the stream is ok, with the days left: the meter reports are read instead."""
     answers = check(**at(gateway7))
     answers.say("ok", "login", "token is accepted", "364 d 23 h left")
     answers.say("ok", "stream", "D7.6.175 does not open /stream/meter to this token (401)", "reports")
@@ -196,7 +196,7 @@ def test_owner_without_stream(check: Check, gateway7: SimulatedEnvoy) -> None:
 
 
 def test_bad_tokens(check: Check, gateway7: SimulatedEnvoy) -> None:
-    """No token, one of another gateway, an expired one, and one that the gateway refuses have words of their own."""
+    """A missing token, another gateway's, an expired one and a refused one each have their own message."""
     refused = make_token(gateway7.serial, time.time() + YEAR)
     gateway7.tokens.refused.add(refused)
     for token, words in {
@@ -212,14 +212,14 @@ def test_bad_tokens(check: Check, gateway7: SimulatedEnvoy) -> None:
 
 @pytest.mark.parametrize(("user", "left"), [("owner", 20 * 86_400), ("installer", 43_000)])
 def test_token_that_ends_soon(check: Check, gateway7: SimulatedEnvoy, user: str, left: float) -> None:
-    """A pasted token near its end is a warning with what would renew it."""
+    """A pasted token that expires soon is a warning that names the settings to renew it."""
     token = make_token(gateway7.serial, time.time() + left, user)
     answers = check(**at(gateway7, ENVOY_TOKEN=token))
     answers.say("warn", "login", "Nothing renews it", "set ENPHASE_EMAIL and ENPHASE_PASSWORD")
 
 
 def test_enphase(check: Check, gateway7: SimulatedEnvoy) -> None:
-    """Each of Enphase's services has its own words; a token that is fetched is good, and is not kept."""
+    """Each failure of Enphase's services has its own message; a fetched token is ok, and is not saved."""
     with Enlighten() as enphase:
         settings = {"ENVOY_HOST": gateway7.host} | enphase.settings()
         check(**settings).say("ok", "login", "renewed in time")
@@ -237,7 +237,7 @@ def test_enphase(check: Check, gateway7: SimulatedEnvoy) -> None:
 
 
 def test_token_that_a_daemon_keeps(check: Check, gateway7: SimulatedEnvoy) -> None:
-    """Check uses the token that a daemon keeps and leaves the file as it is; it asks Enphase no sooner than they do."""
+    """Check uses a daemon's saved token, leaves the file as it is, and asks Enphase no sooner than a daemon would."""
     check.state.mkdir(parents=True)
     kept = check.state / "token.json"
     token = make_token(gateway7.serial, time.time() + YEAR)
@@ -254,7 +254,7 @@ def test_token_that_a_daemon_keeps(check: Check, gateway7: SimulatedEnvoy) -> No
 
 
 def test_link_in_place_of_the_token(check: Check, gateway7: SimulatedEnvoy) -> None:
-    """A link that the service's user may have put there is named and not followed, and its target stays as it is."""
+    """A link, which the service's user may have put there, is named but not followed, and its target is unchanged."""
     check.state.mkdir(parents=True)
     target = check.directory / "shadow"
     target.write_text("root:secret:1::::::")
@@ -302,7 +302,7 @@ SAID: dict[str, list[tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", SITES)
 def test_sites(check: Check, gateway7: SimulatedEnvoy, name: str) -> None:
-    """A site that is not like most is no failure, is told what it has and what to set, and asked for nothing else."""
+    """An unusual site is no failure: check says what it has and what to set, and gives no other advice."""
     load_site(gateway7, name)
     gateway7.source = lambda: gateway7.event
     answers = check(**at(gateway7, ENVOY_PASSWORD=gateway7.password))
@@ -316,7 +316,7 @@ def test_sites(check: Check, gateway7: SimulatedEnvoy, name: str) -> None:
 
 
 def test_what_is_not_posted(check: Check, envoy: SimulatedEnvoy) -> None:
-    """What the gateway sends and nobody posts is said, with the setting; a meter that is off and not posted is not."""
+    """A section that the gateway sends and the owner does not post is named, with the setting that posts it."""
     event = json.loads(THREE_PHASE_EVENT)
     envoy.source = lambda: json.dumps(event | {"storage": event["production"]})
     answers = check()
@@ -326,7 +326,7 @@ def test_what_is_not_posted(check: Check, envoy: SimulatedEnvoy) -> None:
 
 
 def test_sections_without_transformers(check: Check, envoy: SimulatedEnvoy) -> None:
-    """A section of zeros and a missing one are warnings with the setting that leaves them out; night is none."""
+    """A section that is all zeros or missing is a warning with the setting that omits it; production at night is ok."""
     event = json.loads(THREE_PHASE_EVENT)
     night = {phase: values | {"p": -0.0} for phase, values in event["production"].items()}
     zeros = {phase: values | {"p": 0.0, "q": 0.0, "s": 0.0, "i": 0.0} for phase, values in night.items()}
@@ -344,13 +344,13 @@ def test_sections_without_transformers(check: Check, envoy: SimulatedEnvoy) -> N
 
 
 def test_gateway_that_fails(check: Check, envoy: SimulatedEnvoy) -> None:
-    """A gateway that has said who it is and then fails may be switched off and on."""
+    """If a gateway identifies itself and then fails, the advice is to switch it off and on."""
     envoy.answers["/stream/meter"] = Answer(503)
     check().say("FAIL", "reading", "/stream/meter answers 503", "switch the gateway off and on")
 
 
 def test_inverters(check: Check, envoy: SimulatedEnvoy) -> None:
-    """All silent since yesterday, some that are dead and some without a report are told apart."""
+    """Inverters that are all silent, some that are removed, and some that never reported are told apart."""
     units = envoy.inverters
 
     def aged(seconds: int) -> list[dict[str, object]]:
@@ -368,7 +368,7 @@ def test_inverters(check: Check, envoy: SimulatedEnvoy) -> None:
 
 
 def test_clocks(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """Which of the three clocks is wrong is told by the other two."""
+    """Of the three clocks, the one that differs from the other two is reported as wrong."""
     emoncms.clock_offset = -7200
     check().say("warn", "clocks", "EmonCMS's is 2 h 0 min behind", "timedatectl on its computer")
     now = f"<time>{int(time.time())}"[:-2]
@@ -380,7 +380,7 @@ def test_clocks(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) ->
 
 
 def test_stream_without_readings(check: Check, envoy: SimulatedEnvoy) -> None:
-    """A stream that opens but brings no reading is given up, told apart from a refused login, and closed."""
+    """If a stream opens but brings no reading, the login is ok, the reading is a FAIL, and the stream is closed."""
     envoy.source = lambda: '{"production":{}}'
     check.patience = 2.0
     answers = check()
@@ -391,7 +391,7 @@ def test_stream_without_readings(check: Check, envoy: SimulatedEnvoy) -> None:
 
 @pytest.mark.parametrize("neighbour", ["gateway", "EmonCMS"])
 def test_neighbour_that_hangs(check: Check, neighbour: str) -> None:
-    """A neighbour that takes the connection and drips is given up, and the other one is still asked."""
+    """Check gives up on a gateway or EmonCMS that accepts the connection but drips, and still asks the other one."""
     setting = "ENVOY_HOST" if neighbour == "gateway" else "EMONCMS_URL"
     given = str(check.settings[setting])
     host, port = given.removeprefix("http://").split("/")[0].split(":")
@@ -407,7 +407,7 @@ def test_neighbour_that_hangs(check: Check, neighbour: str) -> None:
 
 
 def test_a_bug_is_no_answer(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody foresaw is one FAIL line, with its place and whose fault it is; the rest is still asked."""
+    """An unexpected exception is one FAIL line that gives its place and calls it a bug; the rest is still asked."""
 
     def broken(*_: object) -> Iterator[Any]:
         yield ok("EmonCMS", "begins")

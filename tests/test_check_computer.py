@@ -1,4 +1,4 @@
-"""What `envoy2emon check` says of this computer: the saved backlog, the live page, and the units by their tools."""
+"""What `envoy2emon check` says of this computer: the saved backlog, the live page, the units of a fake systemd."""
 
 import json
 import os
@@ -29,20 +29,20 @@ NOW = 1_700_000_000
 
 @pytest.fixture
 def envoy() -> Iterator[SimulatedEnvoy]:
-    """Serve a gateway of firmware 5 without meters, which is asked least."""
+    """Serve a gateway of firmware 5 without meters, because check asks such a gateway least."""
     with SimulatedEnvoy(metered=False, source=lambda: THREE_PHASE_EVENT, interval=0.05) as envoy:
         yield envoy
 
 
 @pytest.fixture
 def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Check:
-    """Run check between both simulators."""
+    """Return a check of the simulated gateway and EmonCMS."""
     settings = {"ENVOY_HOST": envoy.host, "ENVOY_PASSWORD": envoy.password}
     return Check(tmp_path, settings | {"EMONCMS_URL": emoncms.url, "EMONCMS_APIKEY": emoncms.key})
 
 
 def test_backlog(check: Check) -> None:
-    """Rows that a daemon saved are counted and stay as they are; what it set aside, and what is damaged, is named."""
+    """Saved rows are counted and left unchanged; files that are set aside or damaged are reported."""
     saved = check.state / "stream.sqlite"
     for number, count in (1, 30), (2, 11):
         inputs = [inputs_json({"prod_ph-a_wNow": Decimal(each)}) for each in range(count)]
@@ -60,7 +60,7 @@ def test_backlog(check: Check) -> None:
 
 
 def test_file_that_keeps_its_reader_busy(check: Check) -> None:
-    """A table that is none, and never ends, is given up."""
+    """Check gives up on a view that poses as the table and never ends."""
     check.state.mkdir(parents=True)
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS dates FROM n"
     with closing(sqlite3.connect(check.state / "stream.sqlite")) as file:
@@ -89,7 +89,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_only_root_may_read(check: Check) -> None:
-    """Who may not read the settings or the state is told to check as root, and what can be asked is asked."""
+    """A user who may not read the settings or state is advised to run check as root; the rest is still asked."""
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     check.state.mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_what_only_root_may_read(check: Check) -> None:
 
 
 def test_live_page(check: Check, envoy: SimulatedEnvoy) -> None:
-    """A page that was asked for and is not there is a warning, and so is another program at its port."""
+    """A live page that is set up but not served is a warning, and so is another program on its port."""
     check(LIVE_LISTEN="127.0.0.1:1").say("warn", "live", "refuses the connection", "sudo systemctl status envoy2emon")
     host = envoy.host
     check(LIVE_LISTEN=host).say("warn", "live", "another program answers at http://" + host)
@@ -143,7 +143,7 @@ UNIT = {
 
 
 def systemd(check: Check, changes: dict[str, str], run: str = "0123abcd", complaint: str = "") -> None:
-    """Put a systemctl and a journalctl in place that tell of one unit, and of trouble in one run of it."""
+    """Install a fake systemctl and journalctl that report one unit, and trouble in one run of it."""
     shown = "\n".join(f"{name}={value}" for name, value in (UNIT | changes).items())
     trouble = {"__REALTIME_TIMESTAMP": f"{int(time.time() - 120)}000000", "MESSAGE": TROUBLE}
     check.tool("systemctl", f"/bin/cat <<'END'\n{shown}\nEND")
@@ -182,14 +182,14 @@ def systemd(check: Check, changes: dict[str, str], run: str = "0123abcd", compla
     ],
 )
 def test_units(check: Check, changes: dict[str, str], word: str, parts: list[str]) -> None:
-    """Each state of a unit has its words; the last trouble is told beside it."""
+    """Each state of a unit has its own message, followed by its last trouble."""
     systemd(check, changes)
     answers = check(ENVOY_INVERTERS_PASSWORD="installer-password", ENVOY_INVERTERS_USER="installer")
     answers.say(word, "units", *parts)
 
 
 def test_trouble_of_an_earlier_run(check: Check) -> None:
-    """What went wrong before the unit was started again is past."""
+    """Trouble from before the unit's last start is not reported."""
     systemd(check, {}, run="9999ffff")
     answers = check()
     answers.say("ok", "units", "envoy2emon_inv runs: 147 W generating")
@@ -197,7 +197,7 @@ def test_trouble_of_an_earlier_run(check: Check) -> None:
 
 
 def test_trouble_that_lasts(check: Check) -> None:
-    """What is still wrong stands in the unit's status, and is told once."""
+    """Trouble that a running unit's status already shows is not repeated as its last trouble."""
     reason = TROUBLE.removeprefix("gateway: ")
     systemd(check, {"StatusText": f"no reading yet; gateway failing for 2 min: {reason}"})
     answers = check()
@@ -208,7 +208,7 @@ def test_trouble_that_lasts(check: Check) -> None:
 
 
 def test_journal_that_may_not_be_read(check: Check) -> None:
-    """Who may not read the journal is told to check as root."""
+    """A user who may not read the journal is advised to run check as root."""
     if os.geteuid() == 0:
         pytest.skip("root may read every journal")
     systemd(check, {}, complaint="No journal files were opened due to insufficient permissions.")

@@ -1,4 +1,4 @@
-"""What `envoy2emon check` says of EmonCMS, of what stands in front of it, and of what has arrived there."""
+"""What `envoy2emon check` says of EmonCMS, of a proxy in front of it, and of the inputs that have arrived there."""
 
 import time
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ METERS, INVERTERS = "Envoy-S", "Envoy-S-inverters"
 
 @pytest.fixture
 def envoy() -> Iterator[SimulatedEnvoy]:
-    """Serve a gateway of firmware 5 whose meters tell twenty events a second."""
+    """Serve a gateway of firmware 5 that sends twenty events a second."""
     with SimulatedEnvoy(source=lambda: THREE_PHASE_EVENT, interval=0.05) as envoy:
         yield envoy
 
 
 @pytest.fixture
 def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Check:
-    """Run check between both simulators."""
+    """Return a check of the simulated gateway and EmonCMS."""
     settings = {"ENVOY_HOST": envoy.host, "ENVOY_PASSWORD": envoy.password}
     return Check(tmp_path, settings | {"EMONCMS_URL": emoncms.url, "EMONCMS_APIKEY": emoncms.key})
 
@@ -67,7 +67,7 @@ def test_where_emoncms_is_not(check: Check, emoncms: StandInEmonCMS, envoy: Simu
     ],
 )
 def test_emoncms_in_trouble(check: Check, emoncms: StandInEmonCMS, fault: Failure, told: list[str]) -> None:
-    """An EmonCMS that is ill is told so without HTML, and nobody is asked whether its address or the key is right."""
+    """A failing EmonCMS is reported without HTML, and without asking whether its address or the key is right."""
     emoncms.fault = fault
     whole = check()
     whole.say("FAIL", "EmonCMS", *told)
@@ -83,7 +83,7 @@ def test_emoncms_in_trouble(check: Check, emoncms: StandInEmonCMS, fault: Failur
 
 
 def test_keys(check: Check, emoncms: StandInEmonCMS) -> None:
-    """The read key and an unknown key are told apart, in versions of 2016 too, and no question leaves an input."""
+    """The read key and an unknown key are told apart; the write key is ok, in 2016's versions too; no input is made."""
     check(EMONCMS_APIKEY=emoncms.read_key).say("FAIL", "key", "is the read key", "set the write key", "/check/.env")
     check(EMONCMS_APIKEY="unknown").say("FAIL", "key", "does not know EMONCMS_APIKEY (401)", "My Account")
     for emoncms.account.plain_errors in (False, True):
@@ -94,7 +94,7 @@ def test_keys(check: Check, emoncms: StandInEmonCMS) -> None:
 
 
 def test_version_that_is_not_told(check: Check, emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An EmonCMS without a version is known by its answer to the key; a router's login page is not taken for one."""
+    """An EmonCMS without a version is known by its answer to the key; a router's login page is not mistaken for it."""
     emoncms.fault = Answers(401, "Unauthorized")
     check().say("FAIL", "EmonCMS", "asks for a password of its web server (401)")
     emoncms.fault = None
@@ -106,7 +106,7 @@ def test_version_that_is_not_told(check: Check, emoncms: StandInEmonCMS, monkeyp
 
 
 def test_proxy_that_drops_the_key(check: Check, emoncms: StandInEmonCMS) -> None:
-    """A proxy that drops the Authorization header is found out, and named with what to write into its settings."""
+    """A proxy that drops the Authorization header is detected, and check says what to add to its settings."""
     emoncms.fault = DropsAuthorization()
     answers = check()
     answers.say("FAIL", "key", "drops that header", "SetEnvIf Authorization", "CGIPassAuth On", "proxy_set_header")
@@ -114,17 +114,17 @@ def test_proxy_that_drops_the_key(check: Check, emoncms: StandInEmonCMS) -> None
 
 
 class Redirecting(StandInEmonCMS):
-    """A reverse proxy whose http leads to https, at `target`."""
+    """A reverse proxy that redirects http to https, at `target`."""
 
     target = ""
 
     def answer(self, target: str, *_: object) -> Answer | None:
-        """Lead there."""
+        """Redirect to the target."""
         return Answer(301, "", self.target + target)
 
 
 def test_proxy_with_its_own_certificate(check: Check, certificate: Certificate) -> None:
-    """Where a proxy leads to https with a certificate of its own, what to set is told, and then it works."""
+    """If a proxy redirects to https with a self-signed certificate, check says what to set, and those settings work."""
     with StandInEmonCMS(tls=certificate.context) as secure, Redirecting() as proxy:
         proxy.target = secure.url.removesuffix("/emoncms")
         pin = f"EMONCMS_CERT_SHA256={certificate.sha256}"
@@ -140,13 +140,13 @@ def test_proxy_with_its_own_certificate(check: Check, certificate: Certificate) 
 
 
 def test_http_taken_for_https(check: Check, emoncms: StandInEmonCMS) -> None:
-    """An address with https:// where http is spoken is told apart from a certificate."""
+    """An https:// address of a server that speaks only http is not taken for a problem with a certificate."""
     answers = check(EMONCMS_URL=emoncms.url.replace("http:", "https:"))
     answers.say("FAIL", "EmonCMS", "TLS", "begin with http:// in the browser?")
 
 
 def test_both_daemons_arrive(check: Check, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> None:
-    """A green line means that both daemons' rows arrive: the meters' of now, the inverters' newest report."""
+    """The inputs are ok only if both daemons' rows arrive: the meters' current ones, the inverters' newest report."""
     newest = max(unit["lastReportDate"] for unit in envoy.inverters) - int(time.time())
     meters, inverters = [0, METERS, {"prod_ph-a_wNow": 1}], [newest, INVERTERS, {"1_wNow": 1, "1_wMax": 2, "x": 3}]
     sensor = [0, METERS, {"temperature": 21, "net_power": 1}]
@@ -167,14 +167,14 @@ def test_both_daemons_arrive(check: Check, emoncms: StandInEmonCMS, envoy: Simul
 
 
 def test_both_daemons_in_one_node(check: Check, emoncms: StandInEmonCMS) -> None:
-    """Where both nodes are one, inverters are not taken for meters."""
+    """If both daemons post to one node, the inverters' inputs are not taken for the meters'."""
     bulk(emoncms, [[OLD, METERS, {"prod_ph-a_wNow": 1}], [0, METERS, {"1_wNow": 1}]])
     answers = check(EMONCMS_INVERTERS_NODE=METERS)
     answers.say("warn", "inputs", "1 in node Envoy-S, the newest 15 min old; 1 in node Envoy-S, the newest ")
 
 
 def test_no_place_for_a_node(check: Check, emoncms: StandInEmonCMS) -> None:
-    """An EmonCMS that holds as many nodes as it takes is named where one of ours is missing."""
+    """If EmonCMS holds as many nodes as it can and one of ours is missing, check says so."""
     bulk(emoncms, [[0, f"node{number}", {"a": 1}] for number in range(31)] + [[0, METERS, {"prod_ph-a_wNow": 1}]])
     answers = check()
     answers.say("FAIL", "inputs", "EmonCMS holds 32 nodes, which is its limit, and none of them is Envoy-S-inverters:")

@@ -1,4 +1,4 @@
-"""`envoy2emon check` on a machine with a real systemd: what it says of the units."""
+"""What `envoy2emon check` says of the units where a real systemd runs."""
 
 from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
@@ -9,7 +9,7 @@ INSTALLED = {"ENVOY2EMON_ENV_FILE": str(SETTINGS), "STATE_DIRECTORY": "/var/lib/
 
 
 def units(machine: Machine) -> list[str]:
-    """Run the installed command, as root does, and return what it says of the units."""
+    """Run the installed command as root, and return what it says of the units."""
     machine.run("journalctl", "--sync")
     done = machine.enter(str(PROGRAM / "bin" / "python"), "-m", "envoy2emon", "check", environ=INSTALLED)
     lines = done.stdout.decode().splitlines()
@@ -18,9 +18,9 @@ def units(machine: Machine) -> list[str]:
 
 
 def test_what_systemd_tells() -> None:
-    """Off, running, stopped, failed with the reason in the journal, and settings that have changed are told apart.
+    """A unit is reported as off, running, running with old settings, stopped, or failed with the reason in the journal.
 
-    What went wrong in an earlier run is past.
+    Trouble in an earlier run is not reported.
     """
     with (
         Machine() as machine,
@@ -46,7 +46,7 @@ def test_what_systemd_tells() -> None:
         machine.enter("systemctl", "start", "envoy2emon_inv")
         wait_for("the unit to fail", lambda: machine.show("envoy2emon_inv", "ActiveState") == "failed")
         machine.write(SETTINGS, f"{settings}EMONCMS_APIKEY={emoncms.key}\n", "0600")
-        machine.run("touch", "--date=1 minute", str(SETTINGS))  # systemd tells whole seconds
+        machine.run("touch", "--date=1 minute", str(SETTINGS))  # systemd reports whole seconds
         running, failed = units(machine)
         assert running.startswith("warn  units      envoy2emon runs: ")
         assert running.endswith("The settings have changed since it started: sudo systemctl restart envoy2emon")

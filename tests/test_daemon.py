@@ -1,4 +1,4 @@
-"""How the daemons live as processes: start, READY, STATUS, WATCHDOG, SIGTERM, exit codes, log files, secrets."""
+"""The daemons as processes: start, READY, STATUS, WATCHDOG, SIGTERM, exit codes, settings, the state directory."""
 
 import re
 import signal
@@ -28,7 +28,7 @@ QUICK = {"WATCHDOG_USEC": "600000"}
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """Give HOST:PORT of a neighbour that takes connections and says nothing."""
+    """Yield HOST:PORT of a server that accepts connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
@@ -41,7 +41,7 @@ def broken(directory: Path, module: str, name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_notifications(daemon: StartDaemon, emoncms: StandInEmonCMS, command: str) -> None:
-    """READY=1 comes though no neighbour is there, then STATUS= and WATCHDOG=1 each tick, STOPPING=1 at the end."""
+    """READY=1 is sent even if nothing answers, then STATUS= and WATCHDOG=1 at each tick, and STOPPING=1 at the end."""
     emoncms.fault = HoldsUp()
     process = daemon(command, ENVOY_HOST="127.0.0.1:9", environment=QUICK)
     process.wait_for_notify("READY=1")
@@ -61,7 +61,7 @@ def test_notifications(daemon: StartDaemon, emoncms: StandInEmonCMS, command: st
 def test_watchdog_is_not_petted_for_a_stuck_thread(
     daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str
 ) -> None:
-    """A thread that does not come back gets no WATCHDOG=1: the ERROR names it, and systemd starts the daemon again."""
+    """While a thread is stuck no WATCHDOG=1 is sent: an ERROR names the thread, and systemd restarts the daemon."""
     code = (
         "import threading\nimport envoy2emon.emoncms.delivery as delivery\nimport envoy2emon.systemd as systemd\n"
         "systemd.TURN_WITHIN_S = -300\n"
@@ -76,7 +76,7 @@ def test_watchdog_is_not_petted_for_a_stuck_thread(
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals(daemon: StartDaemon, emoncms: StandInEmonCMS, command: str, number: signal.Signals) -> None:
-    """SIGTERM and SIGINT end a daemon at once with exit code 0, nothing said."""
+    """SIGTERM and SIGINT end a daemon at once, with exit code 0 and no message."""
     process = daemon(command)
     process.wait_for_notify("READY=1")
     process.process.send_signal(number)
@@ -89,7 +89,7 @@ def test_signals(daemon: StartDaemon, emoncms: StandInEmonCMS, command: str, num
 def test_sigterm_while_a_neighbour_hangs(
     daemon: StartDaemon, envoy: SimulatedEnvoy, silent: str, full: str, hanging: str
 ) -> None:
-    """SIGTERM ends both daemons in under two seconds whichever neighbour hangs, connecting or answering."""
+    """SIGTERM ends both daemons in under two seconds if the gateway or EmonCMS hangs, on connecting or answering."""
     where = full if "connecting" in hanging else silent
     changes = {"ENVOY_HOST": where} if "envoy" in hanging else {"EMONCMS_URL": f"http://{where}"}
     stream, inverters = processes = [daemon(command, environment=QUICK, **changes) for command in COMMANDS]
@@ -109,7 +109,7 @@ def test_sigterm_while_a_neighbour_hangs(
 
 
 def test_sigterm_while_the_stream_hangs(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
-    """SIGTERM ends the daemon at once in the midst of a stream that stands still."""
+    """SIGTERM ends the daemon at once while its stream is stalled."""
     host, port = envoy.address
     with FaultProxy(host, port) as proxy:
         process = daemon("stream", ENVOY_HOST=f"{proxy.host}:{proxy.port}")
@@ -122,7 +122,7 @@ def test_sigterm_while_the_stream_hangs(daemon: StartDaemon, envoy: SimulatedEnv
 def test_sigterm_while_enphase_hangs(
     daemon: StartDaemon, envoy: SimulatedEnvoy, certificate: Certificate, tmp_path: Path
 ) -> None:
-    """SIGTERM ends both daemons at once while one waits for Enphase and the other for the first."""
+    """SIGTERM ends both daemons at once while one waits for Enphase and the other waits for its turn."""
     envoy.tls = certificate.context
     envoy.upgrade("D8.3.6086")
     with Enlighten() as enlighten:
@@ -170,7 +170,7 @@ def test_thread_dies(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_main_thread_dies(daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: Path, command: str) -> None:
-    """The main thread dies with its traceback and exit code 1 as well, whatever the others do."""
+    """If the main thread dies, the process ends with its traceback and exit code 1, whatever the other threads do."""
     name = {"stream": "stream_inputs", "inverters": "inverter_row"}[command]
     process = daemon(command, environment=broken(tmp_path / "broken", f"envoy2emon.{command}", name))
     if command == "stream":
@@ -182,7 +182,7 @@ def test_main_thread_dies(daemon: StartDaemon, envoy: SimulatedEnvoy, tmp_path: 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_configuration_error(daemon: StartDaemon, command: str) -> None:
-    """A configuration error prints every problem, no secret, and the exit code is 78."""
+    """On a configuration error the daemon prints every problem but no secret, and the exit code is 78."""
     process = daemon(
         command, EMONCMS_APIKEY=None, STREAM_SOURCE="radio", ENVOY_TOKEN="not-a token", ENVOY_PASSWORD="s3cret"
     )
@@ -195,7 +195,7 @@ def test_configuration_error(daemon: StartDaemon, command: str) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["stream", "--loud"], ["stream", "--env-file"]])
 def test_wrong_usage(arguments: list[str]) -> None:
-    """Wrong usage is exit code 2, and what is right is said."""
+    """Wrong usage prints the right usage, and the exit code is 2."""
     ended = subprocess.run(
         [sys.executable, "-m", "envoy2emon", *arguments], capture_output=True, text=True, check=False
     )
@@ -232,7 +232,7 @@ def test_state_directory() -> None:
 
 
 def test_a_neighbours_words_are_no_orders_to_systemd(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
-    """Whatever a gateway calls its firmware, STATUS= is one line of bounded length, and WATCHDOG=1 goes with it."""
+    """The firmware's name in /info can neither send systemd a line nor make STATUS= long; WATCHDOG=1 is still sent."""
     software = "D5\nWATCHDOG=trigger\n" + "x" * 50_000
     device = f"<device><sn>{envoy.serial}</sn><software>{software}</software></device>"
     envoy.answers["/info"] = Answer(200, f"<envoy_info>{device}</envoy_info>")
@@ -247,7 +247,7 @@ def test_a_neighbours_words_are_no_orders_to_systemd(daemon: StartDaemon, envoy:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_second_daemon_of_a_kind_ends(daemon: StartDaemon, tmp_path: Path, command: str) -> None:
-    """Two would post each reading twice: the second ends with 78 and names the first and the directory."""
+    """A second daemon of a kind would post readings twice: it exits with 78, naming the first and the directory."""
     shared = {"STATE_DIRECTORY": str(tmp_path / "shared")}
     first = daemon(command, environment=shared)
     first.wait_for_notify("READY=1")
@@ -267,7 +267,7 @@ def test_a_second_daemon_of_a_kind_ends(daemon: StartDaemon, tmp_path: Path, com
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2])
 def test_a_stop_at_once_ends_well(daemon: StartDaemon, seconds: float) -> None:
-    """SIGTERM while the daemon is still starting is no failure: from Python's own start on the exit code is 0."""
+    """SIGTERM while the daemon is starting is no failure: the exit code is 0 from the moment it catches the signal."""
     process = daemon("stream", environment={"PYTHONVERBOSE": ""})
     command = Path(f"/proc/{process.process.pid}")
     until(lambda: "signal" in maps(command))

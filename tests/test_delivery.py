@@ -1,4 +1,4 @@
-"""The delivery of blocks, in the order of the rules: dates, doubt, rows that are rejected, waits."""
+"""The delivery of blocks: dates, posts in doubt, rejected rows, waits."""
 
 import logging
 from decimal import Decimal
@@ -19,7 +19,7 @@ from tests.ledger import kwh_error
 
 
 class Site:
-    """A daemon's side of the way to EmonCMS, with a clock that only the test moves."""
+    """A daemon's backlog and delivery, and EmonCMS in the same process, with a clock that only the test moves."""
 
     def __init__(self, state: Path, ahead: float = 0.0, interval: float = 0.0) -> None:
         self.time, self.account, self.state = Time(), Account(), state
@@ -29,14 +29,14 @@ class Site:
         self.restart()
 
     def restart(self) -> None:
-        """Begin as a new process that knows what the disk holds."""
+        """Start again, as a new process that knows only what is on disk."""
         self.emoncms.clock.ahead = None
         self.backlog = Backlog(Disk(self.state / "stream.sqlite"), 86400, self.time, self.time.wall)
         outage = Outage("EmonCMS", 60, self.time, lambda: 0.0)
         self.delivery = Delivery(self.backlog, self.emoncms, self.interval, self.time, outage)
 
     def read(self, count: int = 1) -> None:
-        """Take readings, one a second, each with its number for watts."""
+        """Take readings, one a second, whose watts are their numbers."""
         for _ in range(count):
             self.time.now += 1
             self.number += 1
@@ -46,7 +46,7 @@ class Site:
             self.delivery.append([Undated(self.time.now, inputs)])
 
     def deliver(self) -> list[float]:
-        """Attempt until nothing waits, and return the waits."""
+        """Make attempts until no row is left, and return the seconds to wait after each."""
         waits = []
         while len(self.backlog):
             waits.append(self.delivery.attempt())
@@ -61,13 +61,13 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Give a site whose two questions in a row follow at once."""
+    """Return a site that repeats its question to EmonCMS without a pause."""
     monkeypatch.setattr(module, "ASK_AGAIN_S", 0.0)
     return Site(tmp_path)
 
 
 def dates(first: int, count: int) -> list[tuple[int, int]]:
-    """Return what arrives of `count` readings, one a second, of which the first was taken at this monotonic second."""
+    """Return the dates and numbers of `count` readings, one a second, the first taken at monotonic second `first`."""
     return [(int(EPOCH) + first + number, 1 + number) for number in range(count)]
 
 
@@ -80,7 +80,7 @@ def test_rows_arrive_in_order_with_the_dates_of_their_readings(site: Site) -> No
 
 
 def test_the_computers_clock_does_not_matter(tmp_path: Path) -> None:
-    """Dates are EmonCMS's, whatever this computer's clock says and wherever EmonCMS's own stands."""
+    """Rows are dated by EmonCMS's clock, even if that is wrong, whatever this computer's clock says."""
     site = Site(tmp_path, ahead=-5000.0)
     site.time.wrong = 9e6
     site.read(2)
@@ -89,7 +89,7 @@ def test_the_computers_clock_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_nothing_is_posted_before_emoncms_was_heard(site: Site) -> None:
-    """The first question teaches the time: without an answer no row has a date."""
+    """EmonCMS's first answer teaches its time: before that no row has a date, so none is posted."""
     site.emoncms.away = True
     site.read()
     assert site.delivery.attempt() == 1.0
@@ -100,7 +100,7 @@ def test_nothing_is_posted_before_emoncms_was_heard(site: Site) -> None:
 
 
 def test_a_date_is_fixed_at_the_first_post(site: Site) -> None:
-    """A row that goes again has the same date, even if EmonCMS's clock was set meanwhile."""
+    """A row that is posted again keeps its date, even if EmonCMS's clock was set in between."""
     site.emoncms.failures.append(Failure(1))
     site.read()
     site.delivery.attempt()
@@ -113,7 +113,7 @@ def test_a_date_is_fixed_at_the_first_post(site: Site) -> None:
 @pytest.mark.parametrize("applied", [0, 1, 2, 50, 99, 100])
 @pytest.mark.parametrize("halfway", [False, True])
 def test_a_post_that_was_applied_in_part_goes_on_behind_it(site: Site, applied: int, *, halfway: bool) -> None:
-    """Rows that EmonCMS shows are left out, the newest shown goes again with its date, and energy is exact."""
+    """Rows that EmonCMS shows are left out, but the newest of them is posted again with its date; energy is exact."""
     site.read(100)
     site.emoncms.failures.append(Failure(applied, halfway=halfway))
     site.deliver()
@@ -133,7 +133,7 @@ def test_a_server_that_goes_on_is_waited_for(site: Site) -> None:
 
 
 def test_a_post_without_doubt_asks_nothing(site: Site) -> None:
-    """As long as posts are answered there is one question, the first."""
+    """As long as posts are answered, EmonCMS is asked only once what it shows, at the start."""
     questions = []
     shown = site.emoncms.shown
     site.emoncms.shown = lambda: questions.append(1) or shown()  # type: ignore[method-assign,func-returns-value]
@@ -145,7 +145,7 @@ def test_a_post_without_doubt_asks_nothing(site: Site) -> None:
 
 @pytest.mark.parametrize("delivered", [0, 3, 10])
 def test_after_a_restart_emoncms_tells_what_it_has(site: Site, delivered: int) -> None:
-    """Blocks that were saved go on behind what EmonCMS shows; their dates are those that it had heard."""
+    """Saved blocks go on after what EmonCMS shows, and keep the dates with which they were posted first."""
     site.read(10)
     site.emoncms.failures.append(Failure(delivered))
     site.delivery.attempt()
@@ -160,7 +160,7 @@ def test_after_a_restart_emoncms_tells_what_it_has(site: Site, delivered: int) -
 
 
 def test_saved_dates_become_final_before_the_post(site: Site) -> None:
-    """A block saved by the computer's clock is saved again with EmonCMS's dates, so that a restart can ask for them."""
+    """A block dated by this computer's clock is redated on disk before its post, so that a restart can ask for it."""
     site.time.wrong = 40.0
     site.emoncms.away = True
     site.read(5)
@@ -176,7 +176,7 @@ def test_saved_dates_become_final_before_the_post(site: Site) -> None:
 
 @pytest.mark.parametrize("answer", ["good", "502"])
 def test_all_saved_dates_become_final_when_emoncms_is_heard(site: Site, answer: str) -> None:
-    """Once an answer has taught the clock, of whatever kind, no block on disk has dates by the computer's wrong one."""
+    """After any answer from EmonCMS, even a failure, no block on disk is dated by this computer's wrong clock."""
     site.time.wrong = 40.0
     site.emoncms.away = True
     for _ in range(3):
@@ -194,7 +194,7 @@ def test_all_saved_dates_become_final_when_emoncms_is_heard(site: Site, answer: 
 
 
 def test_a_stop_in_doubt_leaves_it_to_the_next_run(site: Site) -> None:
-    """At SIGTERM nobody can wait for a server that goes on applying: what it may lack is not sent, but saved."""
+    """SIGTERM leaves no time to wait for a server that goes on applying: rows in doubt are saved, not sent."""
     site.read(20)
     site.emoncms.failures.append(Failure(5, later=True))
     site.delivery.attempt()
@@ -213,7 +213,7 @@ def test_a_stop_in_doubt_leaves_it_to_the_next_run(site: Site) -> None:
 def test_a_row_that_is_rejected_alone_is_dropped_with_the_servers_words(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One bad row costs itself: those before and behind it arrive once."""
+    """A row that is rejected alone is dropped and logged; all rows before and after it arrive, and energy is exact."""
     site.account.reject = lambda _node, inputs: inputs["w"] == 4
     site.read(9)
     site.deliver()
@@ -226,7 +226,7 @@ def test_a_row_that_is_rejected_alone_is_dropped_with_the_servers_words(
 
 @pytest.mark.parametrize("at_once", [1, 30])
 def test_rows_are_kept_while_emoncms_takes_none(site: Site, at_once: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Ten rejected rows in a row are no bad rows: all of them are kept, and EmonCMS is asked every five minutes."""
+    """If EmonCMS rejects ten rows in succession, it takes none: all are kept, and it is tried every five minutes."""
     site.account.reject = lambda _node, _inputs: True
     waits = []
     for _ in range(3 * MOST_REJECTED // at_once):
@@ -242,7 +242,7 @@ def test_rows_are_kept_while_emoncms_takes_none(site: Site, at_once: int, caplog
 
 
 def test_a_row_that_kills_php_blocks_nothing(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """A row that EmonCMS shows and dies of each time is taken as applied in the end."""
+    """A row that EmonCMS shows, but that kills PHP at every post, counts as applied after MOST_REPEATED more posts."""
     site.read(5)
     site.emoncms.dead_rows.add(dates(1001, 5)[2][0])
     waits = site.deliver()
@@ -252,7 +252,7 @@ def test_a_row_that_kills_php_blocks_nothing(site: Site, caplog: pytest.LogCaptu
 
 
 def test_waits_double_and_begin_anew(site: Site) -> None:
-    """An EmonCMS that is away is asked after 1, 2, 4 ... 60 s; one post that went well makes it 1 s again."""
+    """While EmonCMS is away the waits are 1, 2, 4 ... 60 s; after a successful post they begin at 1 s again."""
     site.read()
     site.emoncms.away = True
     assert [site.delivery.attempt() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
@@ -264,7 +264,7 @@ def test_waits_double_and_begin_anew(site: Site) -> None:
 
 
 def test_a_wrong_key_is_tried_every_five_minutes(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """An unknown key is an ERROR, once; the rows wait."""
+    """An unknown key is logged once, as an ERROR, and tried again every five minutes; the rows wait."""
     site.emoncms.locked_out = True
     site.read()
     assert [site.delivery.attempt() for _ in range(3)] == [300.0] * 3
@@ -275,7 +275,7 @@ def test_a_wrong_key_is_tried_every_five_minutes(site: Site, caplog: pytest.LogC
 
 
 def test_an_interval_gathers_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With EMONCMS_INTERVAL_S=10 there is a post every ten seconds, of all rows since the last; failures wait too."""
+    """With EMONCMS_INTERVAL_S=10 all new rows are posted every ten seconds; a failure waits that long too."""
     monkeypatch.setattr(module, "ASK_AGAIN_S", 0.0)
     site = Site(tmp_path, interval=10.0)
     site.read()
@@ -289,7 +289,7 @@ def test_an_interval_gathers_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_last_readings_are_posted_without_waiting(tmp_path: Path) -> None:
-    """At the end of the process what waits for the interval goes out at once; what cannot is saved."""
+    """At the end of the process rows that wait for the interval are posted at once, or else saved."""
     site = Site(tmp_path, interval=3600.0)
     thread = Thread(target=site.delivery.run, args=(lambda: None,), daemon=True)
     site.read()
@@ -310,7 +310,7 @@ def test_the_last_readings_are_posted_without_waiting(tmp_path: Path) -> None:
 
 
 def test_status_says_what_waits(site: Site) -> None:
-    """STATUS= tells of rows that wait and of the trouble, and of neither when all is well."""
+    """STATUS= shows how many rows wait and any trouble, and neither when all is well."""
     assert site.delivery.status() == "nothing is waiting"
     site.read(3)
     assert site.delivery.status() == "3 rows waiting"
@@ -321,7 +321,7 @@ def test_status_says_what_waits(site: Site) -> None:
 
 
 def test_inverters_rows_go_out_in_order_of_date(site: Site) -> None:
-    """Reports come in the order of the list, and a post is in order of date."""
+    """Reports come in the order of the gateway's list, but are posted in order of date."""
     rows = [Row(date, {f"{serial}_wNow": Decimal(1)}) for serial, date in ((7, 300), (8, 100), (9, 200))]
     site.delivery.append(rows)
     site.deliver()

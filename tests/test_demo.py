@@ -1,4 +1,4 @@
-"""`envoy2emon demo`, as the README's reader meets it."""
+"""`envoy2emon demo`, as a reader of the README uses it."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROW = r"^ \d\d:\d\d +.*W +\d+$"
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Demo]:
-    """Start the demo on a port of its own; it leaves no file behind."""
+    """Yield a function that starts the demo on a free port, and check that no file is left behind."""
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     started = []
 
@@ -60,7 +60,7 @@ def lines_until(process: "subprocess.Popen[str]", pattern: str) -> str:
 
 
 def test_ends_after_its_seconds(demo: Demo) -> None:
-    """With --seconds N it shows inputs that change, ends by itself and leaves no process."""
+    """With --seconds N the demo shows changing inputs, ends by itself and leaves no process behind."""
     process = demo("--seconds", "5")
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
@@ -72,7 +72,7 @@ def test_ends_after_its_seconds(demo: Demo) -> None:
 
 
 def test_the_page_begins_with_a_history(demo: Demo) -> None:
-    """The live page has a graph of the last fifteen minutes at once, and the watts of this moment."""
+    """The live page has a graph of the last fifteen minutes from the start, and receives the current watts."""
     output = lines_until(process := demo(), ROW)
     url = re.findall(r"The live page: (http://127\.0\.0\.1:\d+/)\n", output)[0]
     with urllib.request.urlopen(f"{url}events", timeout=10) as events:
@@ -101,7 +101,7 @@ def test_ends_at_once(demo: Demo, moment: str, number: signal.Signals) -> None:
     process = demo()
     lines_until(process, moment)
     process.send_signal(number)
-    rest, _ = process.communicate(timeout=10)  # so the daemons, which hold the pipe too, have ended
+    rest, _ = process.communicate(timeout=10)  # returns only once the daemons, which hold the pipe too, have ended
     assert process.returncode == 0, rest
     assert "Traceback" not in rest
     assert "Ended; EmonCMS has received" in rest
@@ -117,7 +117,7 @@ def test_a_pipe_that_closes_ends_it(demo: Demo) -> None:
 
 
 def test_a_port_that_is_taken(demo: Demo) -> None:
-    """A taken port that was asked for is an error in plain words; without --listen another one is found."""
+    """If the port given with --listen is taken, a plain error says so; without --listen another port is used."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         page = f"127.0.0.1:{taken.getsockname()[1]}"
         process = demo(listen=page)
@@ -126,7 +126,7 @@ def test_a_port_that_is_taken(demo: Demo) -> None:
         assert f"no page at {page}: Address already in use. HOST must be" in output
         assert "Traceback" not in output
     with socket.socket() as taken:
-        with suppress(OSError):  # somebody else has it
+        with suppress(OSError):  # another program has it
             taken.bind(("127.0.0.1", 8080))
             taken.listen()
         output, _ = demo("--seconds", "1", listen=None).communicate(timeout=30)
@@ -145,7 +145,7 @@ def test_a_port_that_is_taken(demo: Demo) -> None:
     ],
 )
 def test_wrong_usage(demo: Demo, arguments: tuple[str, ...], words: str) -> None:
-    """An argument that is wrong is named with what is expected, and nothing is started."""
+    """For a wrong argument the demo says what is expected or what is wrong, and starts nothing."""
     process = demo(*arguments)
     output, _ = process.communicate(timeout=10)
     assert process.returncode == 2
@@ -155,7 +155,7 @@ def test_wrong_usage(demo: Demo, arguments: tuple[str, ...], words: str) -> None
 
 
 def test_the_day_adds_up() -> None:
-    """In every event of the day consumption is production and net; nights produce about nothing."""
+    """In every event of the day consumption is production plus net; production at night is about zero."""
     day = Day(seed=1)
     for hour in range(24):
         event = json.loads(day.event(hour))

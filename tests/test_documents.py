@@ -35,7 +35,7 @@ FIRMWARE = rows(section("Which firmware do I have, and what do I need?"))
 UNITS = {path.stem for path in (PROJECT / "systemd").glob("*.service")}
 YEAR = 365 * 86_400
 DIALECT = r"\b(couriers?|knocks?|mends?|flights?|inquiry|heels?|machines?|an envoy|the envoy)\b"
-# Every line that the README's reader copies, and the test that runs it, or holds it to what runs it.
+# Each README section with lines to copy, and the test that runs these lines or compares them with what runs them.
 RUN_BY = {
     "Try it": "test_install.py::test_from_install_to_purge",
     "Try the tests": "test_documents.py::test_ci_runs_the_readmes_own_command",
@@ -45,7 +45,7 @@ RUN_BY = {
 
 
 def test_the_readmes_table_has_every_setting_and_its_default() -> None:
-    """The README's section Settings has a table with a row a setting: its name, its default, what it means."""
+    """The table in the README's section Settings has a row for each setting: its name, its default, its meaning."""
     table = rows(section("Settings"))
     assert table, "README.md has no table `| name | default | meaning |` under Settings"
     assert {name.strip("`"): default for name, default, _ in table} == DEFAULTS
@@ -54,7 +54,7 @@ def test_the_readmes_table_has_every_setting_and_its_default() -> None:
 
 
 def test_the_example_has_every_setting_its_default_and_a_word_on_it() -> None:
-    """`.env.example` has each setting once, commented out with its default but for the key, under a line on it."""
+    """`.env.example` explains each setting, once, and gives its default, commented out except for the key."""
     lines = (PROJECT / ".env.example").read_text("utf-8").splitlines()
     found = {}
     for before, line in zip(["", *lines], lines, strict=False):
@@ -68,7 +68,7 @@ def test_the_example_has_every_setting_its_default_and_a_word_on_it() -> None:
 
 
 def test_the_files_that_are_named_are_there() -> None:
-    """The README's section How it works names modules and packages of the package."""
+    """The modules and packages that the README's section How it works names exist."""
     names = [name for name in code(section("How it works")) if name.endswith((".py", "/"))]
     found = {path.relative_to(PROJECT / "envoy2emon").as_posix() for path in (PROJECT / "envoy2emon").rglob("*.py")}
     assert len(names) > 15
@@ -95,7 +95,7 @@ def test_every_line_to_copy_is_run_by_a_test() -> None:
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`(python -m [^`]+)`", README + RELIABILITY))))
 def test_the_commands_for_figures_exist(command: str) -> None:
-    """`python -m tests.soak` and `tests.benchmark` are there and know the options that the README gives them."""
+    """Each `python -m` command that the README or RELIABILITY.md gives exists and knows its options."""
     _, _, module, *options = command.replace(" N", " 7").split()
     done = subprocess.run(
         [sys.executable, "-m", module, *options, "--help"], cwd=PROJECT, capture_output=True, text=True, check=False
@@ -106,7 +106,7 @@ def test_the_commands_for_figures_exist(command: str) -> None:
 
 
 def test_every_setting_that_is_named_is_one() -> None:
-    """A name between backticks, with or without a value, is a setting, and the value is a valid one."""
+    """Each setting that the README names exists, and a value given with it is valid."""
     named = re.findall(r"`?\b([A-Z]+_[A-Z0-9_]+)(?:=([^\s`]+))?", README.replace("SERIAL_w", ""))
     for name, value in named:
         assert name in READERS or name in {"EMONCMS_TEST_URL", "EMONCMS_TEST_APIKEY"}
@@ -116,7 +116,7 @@ def test_every_setting_that_is_named_is_one() -> None:
 
 
 def test_every_command_that_is_named_exists() -> None:
-    """Units named to systemctl are there, commands to envoy2emon, options to install.sh; named files exist."""
+    """The units, the commands of envoy2emon, the options and the files that the README names exist."""
     usage, demo = (
         subprocess.run([sys.executable, "-m", "envoy2emon", *words], capture_output=True, text=True, check=True).stdout
         for words in (["--help"], ["demo", "--help"])
@@ -139,7 +139,7 @@ def test_every_command_that_is_named_exists() -> None:
 
 
 def test_every_reference_within_the_readme_leads_somewhere() -> None:
-    """What the README calls by its heading, or shows as a picture, is there."""
+    """Each section that the README refers to by its heading exists, and so does each file that it links or shows."""
     for start in re.findall(r'see "([^"]+)"', README):
         assert re.search(rf"^## {re.escape(start)}", README, re.MULTILINE), start
     for target in re.findall(r"\]\(([^)]+)\)", README):
@@ -150,7 +150,7 @@ def test_every_reference_within_the_readme_leads_somewhere() -> None:
 def test_the_daemon_says_what_the_symptoms_table_quotes(
     daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, certificate: Certificate, phrase: str
 ) -> None:
-    """Each phrase in double quotes is what a real daemon writes in that situation; "..." stands for any words."""
+    """A real daemon writes each phrase in double quotes when in that situation; "..." stands for any words."""
     with SimulatedEnvoy("D8.3.5433", tls=certificate.context) as gateway, SimulatedEnvoy(metered=False) as bare:
         situation = {
             "refuses user installer (401)": {"ENVOY_PASSWORD": "wrong-password"},
@@ -168,7 +168,7 @@ def test_the_daemon_says_what_the_symptoms_table_quotes(
 
 
 def test_exit_code_78_is_a_setting(daemon: StartDaemon) -> None:
-    """The symptoms table's exit code is the one of a setting that is wrong or missing."""
+    """The exit code in the symptoms table is that of a wrong or missing setting."""
     assert "exit code 78" in SYMPTOMS[0][0]
     stream = daemon("stream", EMONCMS_APIKEY=None)
     assert stream.wait() == 78
@@ -182,7 +182,7 @@ def test_the_symptoms_table_is_complete() -> None:
 
 @pytest.mark.parametrize(("words", "names"), [row[:2] for row in FIRMWARE])
 def test_the_firmware_table(daemon: StartDaemon, certificate: Certificate, words: str, names: str) -> None:
-    """With no more than the settings that a row names a gateway of that firmware is read; with those of another not."""
+    """The settings in a row are enough to read a gateway of that firmware; those for other firmware are not."""
     old = {"below 7": True, "7 and later": False}[words.partition(",")[0]]
     tls = None if old else certificate.context
     firmware = "D5.0.62" if old else "D7.0.88"
@@ -214,7 +214,7 @@ def test_the_firmware_table(daemon: StartDaemon, certificate: Certificate, words
 
 
 def test_the_inputs_table() -> None:
-    """The table of what arrives in EmonCMS names the parts of each input, all of them and no other."""
+    """The table of what arrives in EmonCMS lists all parts of the inputs' names, and no others."""
     text = section("What arrives in EmonCMS")
     sections, phases, *keys = [code(row[0]) for row in rows(text)]
     assert sections == DEFAULTS["STREAM_SECTIONS"].split(",")
@@ -233,12 +233,12 @@ def test_the_inputs_table() -> None:
 
 
 def test_the_live_pages_figures() -> None:
-    """As many viewers as the README says."""
+    """The live page allows as many viewers as the README says."""
     assert f"up to {live_http.MAX_VIEWERS} viewers" in " ".join(section("The live page").split())
 
 
 def test_the_figures_are_those_that_the_commands_print() -> None:
-    """Each row of a table of figures is called as `python -m tests.soak` or `python -m tests.benchmark` calls it."""
+    """Each row in a table of figures has the label that `python -m tests.soak` or `tests.benchmark` prints."""
     counts = {name: f"{value:,}".replace(",", " ") for name, value in vars(Size()).items()}
     faults = [*(name.replace("_", " ") for name in asdict(Verdict())), "kWh error", "largest memory"]
     costs = [label.format(**counts) for label, _, _ in TABLE.values()]
@@ -251,7 +251,7 @@ def test_the_figures_are_those_that_the_commands_print() -> None:
 
 
 def test_one_term_for_one_thing() -> None:
-    """What a person reads has no word of the project's old dialect; the device is called gateway."""
+    """Nothing that a person reads has a word of the project's old dialect; the device is called gateway."""
     package = [path for path in (PROJECT / "envoy2emon").rglob("*.py") if "demo" not in path.parts]
     strings = [
         node.value
@@ -267,6 +267,6 @@ def test_one_term_for_one_thing() -> None:
 
 
 def test_what_check_finds_of_the_symptoms() -> None:
-    """The symptoms that `check` does not find stand last, and the README says how many the others are."""
+    """The symptoms that `check` does not find come last, and the README says how many it does find."""
     assert "what is in the first seven rows" in section("When something does not work")
     assert all("`STREAM_" in cure or cure.startswith("nothing") for *_, cure in SYMPTOMS[7:])

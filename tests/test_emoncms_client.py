@@ -1,4 +1,4 @@
-"""EmonCMS over HTTP: what its answers mean, and what they teach of its clock."""
+"""EmonCMS over HTTP: what its answers mean, and what they say about its clock."""
 
 import socket
 import threading
@@ -32,7 +32,7 @@ ROWS = [Row(1_700_000_000 + second, {"prod_ph-a_wNow": Decimal("-0.50"), "b": De
 
 @pytest.fixture
 def client(emoncms: StandInEmonCMS) -> Iterator[EmonCMS]:
-    """Give a client with the write key."""
+    """Yield a client with the write key."""
     made = EmonCMS(emoncms.url, Secret(emoncms.key), NODE)
     yield made
     made.close()
@@ -40,7 +40,7 @@ def client(emoncms: StandInEmonCMS) -> Iterator[EmonCMS]:
 
 @contextmanager
 def answering(data: bytes, times: int = 1) -> Iterator[str]:
-    """Serve these bytes to so many connections, whatever they ask, and give the URL."""
+    """Answer so many connections with these bytes, whatever they ask, and yield the URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -58,7 +58,7 @@ def answering(data: bytes, times: int = 1) -> Iterator[str]:
 
 
 def test_rows_arrive_with_their_dates_and_digits(client: EmonCMS, emoncms: StandInEmonCMS) -> None:
-    """A post applies its rows as they are; what was posted is shown."""
+    """A post applies its rows with their dates and digits, and EmonCMS then shows them."""
     client.post(ROWS)
     assert [(row.time, row.node) for row in emoncms.rows] == [(row.date, NODE) for row in ROWS]
     assert [{name: str(value) for name, value in row.inputs.items()} for row in emoncms.rows] == [
@@ -79,7 +79,7 @@ def test_a_node_may_have_any_name(emoncms: StandInEmonCMS) -> None:
 def test_a_connection_is_kept_and_not_when_it_may_be_closing(
     client: EmonCMS, emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Posts share a connection; after a silence that Apache might end, a new one is opened."""
+    """Posts share a connection; after a silence in which Apache may have closed it, a new one is opened."""
     emoncms.max_requests = 3
     for _ in range(4):
         client.post(ROWS)
@@ -90,7 +90,7 @@ def test_a_connection_is_kept_and_not_when_it_may_be_closing(
 
 
 def test_every_answer_teaches_the_clock(client: EmonCMS, emoncms: StandInEmonCMS) -> None:
-    """The Date of an answer, of whatever kind, tells EmonCMS's clock."""
+    """EmonCMS's clock is learnt from the Date of any answer, even that of a failure."""
     emoncms.clock_offset = -86400.0 * 400
     emoncms.fault = PHP_DOWN
     with pytest.raises(Unavailable):
@@ -105,7 +105,7 @@ def test_there_is_no_node_yet(client: EmonCMS) -> None:
 
 
 def test_a_restart_of_redis_forgets_dates(client: EmonCMS, emoncms: StandInEmonCMS) -> None:
-    """`"time":null` is a date that is not known."""
+    """`"time":null`, which EmonCMS shows after Redis restarts, is an unknown date: 0."""
     client.post(ROWS)
     emoncms.account.restart_redis()
     assert set(client.shown().values()) == {0}
@@ -137,7 +137,7 @@ def test_a_restart_of_redis_forgets_dates(client: EmonCMS, emoncms: StandInEmonC
 def test_what_an_answer_means(
     client: EmonCMS, emoncms: StandInEmonCMS, fault: Answers, kind: type[Exception], words: str
 ) -> None:
-    """Each way in which EmonCMS fails has its class, by which the caller acts, and its words for the owner."""
+    """Each failure of EmonCMS raises the class on which the caller acts, with a message for the owner."""
     emoncms.fault = fault
     with pytest.raises(kind) as caught:
         client.post(ROWS)
@@ -163,12 +163,12 @@ def test_a_key_that_may_not_write_is_told(emoncms: StandInEmonCMS) -> None:
 
 
 def test_the_version_takes_no_key(emoncms: StandInEmonCMS) -> None:
-    """EmonCMS tells its version to anyone."""
+    """EmonCMS gives its version without a key."""
     assert EmonCMS(emoncms.url, None).version() == "11.16.8"
 
 
 def test_nobody_there() -> None:
-    """A closed port and an unknown name are told in words."""
+    """A closed port and an unknown name are reported in plain words."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     for url, words in (
@@ -180,7 +180,7 @@ def test_nobody_there() -> None:
 
 
 def test_certificates(certificate: Certificate) -> None:
-    """A self-made certificate is not trusted, unless it is the pinned one."""
+    """A self-signed certificate is not trusted, unless it is the pinned one."""
     with StandInEmonCMS(tls=certificate.context) as emoncms:
         with pytest.raises(Unavailable, match="has a certificate that this computer does not trust"):
             EmonCMS(emoncms.url, Secret(emoncms.key), NODE).shown()
@@ -212,7 +212,7 @@ HEADS = [
 
 @pytest.mark.parametrize("data", HEADS, ids=range(len(HEADS)))
 def test_no_answer_is_more_than_unavailable(data: bytes) -> None:
-    """Whatever a server sends, the caller meets one of our classes; a post counts as failed."""
+    """Whatever broken answer a server sends, post() and shown() raise Unavailable."""
     with answering(data, 2) as url:
         client = EmonCMS(url, None, NODE)
         for ask in (lambda: client.post(ROWS), client.shown):
@@ -224,7 +224,7 @@ def test_no_answer_is_more_than_unavailable(data: bytes) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"]))
 def test_no_bytes_are_more_than_ours(data: bytes, head: bytes) -> None:
-    """The same for any bytes, in a head or in a body."""
+    """Whatever bytes a server sends, in a head or in a body, shown() raises only exceptions of ours."""
     with answering(head + data) as url:
         client = EmonCMS(url, None, NODE)
         try:

@@ -21,7 +21,7 @@ def values(emoncms: AnyEmonCMS) -> dict[str, float]:
 
 
 def test_the_event_of_the_forum_post(daemon: StartDaemon, envoy: SimulatedEnvoy, any_emoncms: AnyEmonCMS) -> None:
-    """The three-phase event arrives as 36 inputs with exactly the Envoy's values, dated now."""
+    """The three-phase event arrives as 36 inputs with exactly the gateway's values, dated now."""
     url, key, node = any_emoncms.url, any_emoncms.key, any_emoncms.node
     stream = daemon("stream", EMONCMS_URL=url, EMONCMS_APIKEY=key, EMONCMS_NODE=node)
     envoy.wait_for_stream()

@@ -1,4 +1,4 @@
-"""Enphase's two services: every way in which they give no token has its own words."""
+"""Enphase's two services: each reason why they give no token has its own message."""
 
 import gzip
 import socket
@@ -20,7 +20,7 @@ PAGE = "<!DOCTYPE html><body>An error has occurred</body>"
 
 @pytest.fixture
 def enlighten() -> Iterator[Enlighten]:
-    """Serve Enphase."""
+    """Serve a simulated Enphase."""
     with Enlighten() as enlighten:
         yield enlighten
 
@@ -79,7 +79,7 @@ BROWSER = "log in with a browser to test"
     ids=lambda each: str(each)[:30],
 )
 def test_login(enlighten: Enlighten, status: int, text: str, words: str) -> None:
-    """What the login says is quoted, cleaned and cut, and the owner reads what to do."""
+    """The login's own message is quoted, cleaned and shortened, and the owner reads what to do."""
     enlighten.answers[LOGIN_PATH] = (status, text)
     said = trouble(enlighten)
     assert said.startswith(words)
@@ -100,7 +100,7 @@ NOT_YOURS = f"gateway {SERIAL} is not registered to the account ENPHASE_EMAIL, o
     ],
 )
 def test_token_service(enlighten: Enlighten, status: int, text: str, words: str) -> None:
-    """The token service has words of its own: its 403 is not about the password."""
+    """The token service has its own messages: its 403 is not about the password."""
     enlighten.answers[TOKEN_PATH] = (status, text)
     assert trouble(enlighten).startswith(words)
 
@@ -113,7 +113,7 @@ def test_token_service(enlighten: Enlighten, status: int, text: str, words: str)
     ],
 )
 def test_no_internet(enlighten: Enlighten, url: str, words: str) -> None:
-    """Without Internet the owner is asked for it, in no words of Python's."""
+    """Without Internet access the owner is asked about it in plain words, not in Python's."""
     assert (
         trouble(enlighten, ENPHASE_LOGIN_URL=url)
         == f"Enphase's login {words}: does this computer have Internet access?"
@@ -122,7 +122,7 @@ def test_no_internet(enlighten: Enlighten, url: str, words: str) -> None:
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
 def test_what_drips_is_given_up(enlighten: Enlighten, head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute is the longest, however often a byte comes, in the head or behind it."""
+    """Enphase has a minute to answer, however steadily bytes drip in the head or after it."""
     monkeypatch.setattr(enphase, "LONGEST_S", 0.5)
     ended = threading.Event()
 
@@ -142,7 +142,7 @@ def test_what_drips_is_given_up(enlighten: Enlighten, head: bytes, monkeypatch: 
 
 
 def test_a_bomb_is_not_unpacked(enlighten: Enlighten) -> None:
-    """What is sent packed though nobody asked for it stays packed."""
+    """A compressed answer, which was not asked for, is not unpacked."""
     bomb = gzip.compress(b"[" * 50_000_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
 

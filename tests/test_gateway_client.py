@@ -1,4 +1,4 @@
-"""The gateway's client on sockets: who is there, every way of logging in, and whatever else may answer."""
+"""The gateway's client on sockets: which gateway is there, each way of logging in, and whatever else may answer."""
 
 import json
 import re
@@ -40,14 +40,14 @@ def envoy(certificate: Certificate) -> Iterator[SimulatedEnvoy]:
 
 @pytest.fixture
 def enlighten() -> Iterator[Enlighten]:
-    """Serve Enphase."""
+    """Serve a simulated Enphase."""
     with Enlighten() as enlighten:
         yield enlighten
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait half a second for what takes longer in earnest."""
+    """Shorten the timeouts to half a second."""
     for name in ("CONNECT_S", "ANSWER_S"):
         monkeypatch.setattr(client, name, 0.5)
 
@@ -69,7 +69,7 @@ def follow(gateway: Gateway, silence: float) -> None:
         list(stream)
 
 
-# --- Who is there
+# --- Which gateway is there
 
 
 @pytest.mark.parametrize("content_type", ["text/xml", "application/json", None])
@@ -127,7 +127,7 @@ BOMB = (
     ids=lambda text: text[:25],
 )
 def test_bad_info(envoy: SimulatedEnvoy, info: str, words: str) -> None:
-    """What is not the /info of a gateway is named so, and never parsed if it has a DOCTYPE or 64 KiB."""
+    """An /info that is not a gateway's is reported as such, and not parsed if it has a DOCTYPE or exceeds 64 KiB."""
     envoy.answers["/info"] = Answer(200, info)
     with pytest.raises(Lost, match=re.escape(words)):
         client_of(envoy).identify()
@@ -145,7 +145,7 @@ def test_bad_info(envoy: SimulatedEnvoy, info: str, words: str) -> None:
     ],
 )
 def test_where_it_is_asked_for(host: str, expected: list[str]) -> None:
-    """By https, then http, or as the URL says; at a port of the owner's by http first."""
+    """A gateway is tried by https, then by http, at a port other than 443 by http first; a URL says how."""
     assert urls(host) == expected
 
 
@@ -158,7 +158,7 @@ def test_where_it_is_asked_for(host: str, expected: list[str]) -> None:
     ],
 )
 def test_nobody_is_there(host: str, words: str) -> None:
-    """The owner reads what is wrong in no words of Python's, and a name is looked up once."""
+    """The owner reads what is wrong in plain words, not in Python's, and an unknown name is reported only once."""
     known = settings_of(ENVOY_HOST=host)
     with pytest.raises(Lost) as raised:
         Gateway(known, Tokens(known, None)).text("/x")
@@ -166,7 +166,7 @@ def test_nobody_is_there(host: str, words: str) -> None:
 
 
 def test_a_name_that_is_lost(envoy: SimulatedEnvoy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that could be resolved once may be gone when the next page is asked for."""
+    """A name that can no longer be resolved when the next page is asked for is reported like an unknown one."""
     one = client_of(envoy)
     one.text(INVERTERS)
     monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=socket.gaierror(socket.EAI_AGAIN, "no")))
@@ -175,7 +175,7 @@ def test_a_name_that_is_lost(envoy: SimulatedEnvoy, monkeypatch: pytest.MonkeyPa
 
 
 def test_redirected_to_https(envoy: SimulatedEnvoy) -> None:
-    """D7 to D8.2 redirect http to https://localhost: it is not followed, https is asked at the same host."""
+    """D7 to D8.2 redirect http to https://localhost: the client does not follow, but asks the same host by https."""
     envoy.upgrade("D7.0.88")
     envoy.redirects = True
     assert client_of(envoy).identify().url == f"https://{envoy.host}"
@@ -183,7 +183,7 @@ def test_redirected_to_https(envoy: SimulatedEnvoy) -> None:
 
 
 def test_another_gateway(envoy: SimulatedEnvoy, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A serial number that changed since the last run, or in this one, is one WARNING each."""
+    """Each change of the serial number, since the last run or during this one, is one WARNING."""
     for serial in ("122100000001", "122100000002", "122100000002"):
         envoy.serial = serial
         one = client_of(envoy, tmp_path)
@@ -199,7 +199,7 @@ def test_another_gateway(envoy: SimulatedEnvoy, tmp_path: Path, caplog: pytest.L
 
 
 def test_the_one_gateway(envoy: SimulatedEnvoy) -> None:
-    """With ENVOY_SERIAL another gateway is refused, naming both, and gets no password."""
+    """With ENVOY_SERIAL set, another gateway is refused in words that name both, and gets no password."""
     with pytest.raises(Refused, match="is the gateway 122112345678, but ENVOY_SERIAL is 122100000000"):
         client_of(envoy, ENVOY_SERIAL="122100000000").text(INVERTERS)
     assert asked(envoy) == [("/info", 200)]
@@ -210,7 +210,7 @@ def test_the_one_gateway(envoy: SimulatedEnvoy) -> None:
 
 
 def test_digest(envoy: SimulatedEnvoy) -> None:
-    """The installer reads the stream, the inverters' user the inverters with the serial number's last six digits."""
+    """The installer reads the stream; user envoy, with the serial number's last six digits, reads the inverters."""
     assert json.loads(client_of(envoy).text(INVERTERS)) == envoy.inverters
     assert json.loads(client_of(envoy, inverters=True).text(INVERTERS)) == envoy.inverters
     opens(client_of(envoy))
@@ -218,7 +218,7 @@ def test_digest(envoy: SimulatedEnvoy) -> None:
 
 
 def test_wrong_password(envoy: SimulatedEnvoy) -> None:
-    """A wrong password is Refused with the cure, after two questions with it at most; each attempt asks /info again."""
+    """A wrong password is Refused with the cure, after at most two questions; each attempt asks /info again."""
     one = client_of(envoy, ENVOY_PASSWORD="wrong")
     cure = r"firmware D5.0.62, refuses user installer \(401\): are ENVOY_USER and ENVOY_PASSWORD right\?$"
     for attempt in (1, 2):
@@ -257,7 +257,7 @@ def test_garbage_challenge(envoy: SimulatedEnvoy, challenge: str) -> None:
 
 
 def test_reset_after_401(envoy: SimulatedEnvoy) -> None:
-    """R/D3.18 resets a kept connection after its 401 (HA 126162): the question is asked on a new one."""
+    """R/D3.18 resets a kept connection after its 401 (HA 126162), so the question is repeated on a new one."""
     envoy.reset_after_401 = True
     polling = client_of(envoy)
     for _ in range(2):
@@ -277,7 +277,7 @@ def test_stale_nonce(envoy: SimulatedEnvoy) -> None:
 
 
 def test_upgrade_between_two_questions(envoy: SimulatedEnvoy) -> None:
-    """A gateway that goes from D5 to D8 is read on by the next attempt but one at the latest."""
+    """After a gateway goes from D5 to D8, the second attempt at the latest reads it again."""
     one = client_of(envoy, ENVOY_TOKEN=token_for(envoy))
     one.text(INVERTERS)
     envoy.upgrade("D8.3.6086")
@@ -287,7 +287,7 @@ def test_upgrade_between_two_questions(envoy: SimulatedEnvoy) -> None:
 
 
 def test_one_session(envoy: SimulatedEnvoy) -> None:
-    """One session, its cookie and one connection serve all polls; too many sessions of others are 503."""
+    """One session, its cookie and one connection serve all polls; a gateway with too many sessions answers 503."""
     envoy.upgrade("D7.6.175")
     envoy.tokens.max_sessions = 1
     token = token_for(envoy)
@@ -304,7 +304,7 @@ def test_one_session(envoy: SimulatedEnvoy) -> None:
 
 
 def test_a_failure_costs_no_login(envoy: SimulatedEnvoy) -> None:
-    """While pages fail, /info is asked with each attempt, and the session is kept: too many are answered 503."""
+    """After each Lost /info is asked again, but the session is kept, because too many sessions are answered 503."""
     envoy.upgrade("D8.3.6086")
     one = client_of(envoy, ENVOY_TOKEN=token_for(envoy))
     for status in (503, 404, 401):
@@ -317,7 +317,7 @@ def test_a_failure_costs_no_login(envoy: SimulatedEnvoy) -> None:
 
 
 def test_restarted_gateway(envoy: SimulatedEnvoy) -> None:
-    """A gateway that restarts forgets its sessions and cuts the kept connection: the next poll does not notice."""
+    """A gateway that restarts forgets its sessions and cuts the kept connection, yet the next poll succeeds."""
     envoy.upgrade("D7.6.175")
     polling = client_of(envoy, ENVOY_TOKEN=token_for(envoy))
     polling.text(INVERTERS)
@@ -359,7 +359,7 @@ def test_token_goes_to_no_other_host(envoy: SimulatedEnvoy, certificate: Certifi
 
 
 def test_no_token_over_plain_http(envoy: SimulatedEnvoy) -> None:
-    """Who answers plainly and wants a token does not get it, whatever became of https."""
+    """A gateway that wants a token over plain http does not get it, even if https fails."""
     envoy.info = site = INFO.decode().replace("</envoy_info>", "<web-tokens>true</web-tokens></envoy_info>")
     assert envoy.firmware in site
     with pytest.raises(Lost, match="needs a token, which is only sent over https"):
@@ -377,7 +377,7 @@ def test_no_token(envoy: SimulatedEnvoy) -> None:
 
 
 def test_pasted_token_is_tried_again(envoy: SimulatedEnvoy) -> None:
-    """A gateway that refused a good token while it was starting gets it again by the next attempt."""
+    """A gateway that refused a good token while it was starting gets it again at the next attempt."""
     envoy.upgrade("D7.6.175")
     token = token_for(envoy)
     one = client_of(envoy, ENVOY_TOKEN=token)
@@ -390,7 +390,7 @@ def test_pasted_token_is_tried_again(envoy: SimulatedEnvoy) -> None:
 
 
 def test_a_clock_that_is_ahead_costs_no_token(envoy: SimulatedEnvoy, enlighten: Enlighten, tmp_path: Path) -> None:
-    """With a clock two years ahead a token is tried all the same, also by a new process that cannot get another."""
+    """With a clock two years ahead a token is still tried, even by a new process that cannot get another."""
     envoy.upgrade("D8.3.6086")
     known = settings_of(ENVOY_HOST=envoy.host, **enlighten.settings())
     Gateway(known, Tokens(known, tmp_path)).text(INVERTERS)
@@ -423,7 +423,7 @@ def test_a_refused_token_is_replaced(
 
 
 def test_renewed_while_polling(envoy: SimulatedEnvoy, enlighten: Enlighten) -> None:
-    """A token that is due is renewed between two polls; one that cannot be replaced yet is kept in peace."""
+    """A token that is due is renewed between two polls; until Enphase may be asked again, the old one stays in use."""
     envoy.upgrade("D8.3.6086")
     now = [time.time()]
     enlighten.lifetime = 29 * 86_400.0
@@ -441,7 +441,7 @@ def test_renewed_while_polling(envoy: SimulatedEnvoy, enlighten: Enlighten) -> N
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_not_found(envoy: SimulatedEnvoy, status: int) -> None:
-    """A page that a good token does not open is NotFound, and other pages are read on."""
+    """A page that a good token does not open is NotFound, and other pages can still be read."""
     envoy.upgrade("D8.3.6086")
     envoy.answers[STREAM] = Answer(status)
     one = client_of(envoy, ENVOY_TOKEN=token_for(envoy))
@@ -457,7 +457,7 @@ def test_not_found(envoy: SimulatedEnvoy, status: int) -> None:
 def test_certificate(
     envoy: SimulatedEnvoy, certificate: Certificate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A self-signed certificate is accepted, its SHA-256 logged once, and again when it is another."""
+    """A self-signed certificate is accepted; its SHA-256 is logged once, and again when the certificate changes."""
     caplog.set_level("INFO")
     envoy.upgrade("D8.3.6086")
     polling = client_of(envoy, ENVOY_TOKEN=token_for(envoy))
@@ -472,7 +472,7 @@ def test_certificate(
 
 
 def test_pin(envoy: SimulatedEnvoy, certificate: Certificate, tmp_path: Path) -> None:
-    """With ENVOY_CERT_SHA256 only that certificate is accepted; a change is named: old, new, and what to do."""
+    """With ENVOY_CERT_SHA256 only that certificate is accepted; another is Refused, naming old, new and the cure."""
     envoy.upgrade("D8.3.6086")
     spelled = ":".join(re.findall("..", certificate.sha256.upper()))
     polling = client_of(envoy, ENVOY_CERT_SHA256=spelled, ENVOY_TOKEN=token_for(envoy))
@@ -496,7 +496,7 @@ def test_pin(envoy: SimulatedEnvoy, certificate: Certificate, tmp_path: Path) ->
 @pytest.mark.parametrize("firmware", ["D5.0.62", "D8.3.6086"])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_the_stream_is_prompt(envoy: SimulatedEnvoy, firmware: str, *, chunked: bool) -> None:
-    """What the gateway sends is there at once, chunked or not, by http or https; the end is Lost."""
+    """What the gateway sends can be read at once, chunked or not, by http or https; the stream's end is Lost."""
     envoy.upgrade(firmware)
     envoy.chunked = chunked
     with client_of(envoy, ENVOY_TOKEN=token_for(envoy, "installer")).stream(10) as stream:
@@ -513,7 +513,7 @@ def test_the_stream_is_prompt(envoy: SimulatedEnvoy, firmware: str, *, chunked: 
 
 
 def test_the_stream_is_closed(envoy: SimulatedEnvoy) -> None:
-    """Who reads no more leaves the gateway alone: several streams at once upset it."""
+    """The stream is closed as soon as it is no longer read, because several at once upset the gateway."""
     with client_of(envoy).stream(10):
         envoy.wait_for_stream()
     envoy.wait_for(lambda: envoy.open_streams == 0)
@@ -559,7 +559,7 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_failure_is_told_in_words(name: str) -> None:
-    """Closed, cut, garbage, numbers of 20 digits: each is Lost, with the URL and words for an owner."""
+    """Closed, cut, garbage, numbers of 20 digits: each is Lost, with the URL and plain words for the owner."""
     answer, words = ANSWERS[name]
     with Scripted(answer) as scripted:
         for ask in (lambda one: one.text("/x"), lambda one: follow(one, 5)):
@@ -588,7 +588,7 @@ def test_silence(begin: bytes) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_who_does_not_speak_tls() -> None:
-    """A server that waits for more of a greeting, and one that answers it plainly, are Lost in words."""
+    """A server that waits for more of a TLS greeting, or answers it in plain HTTP, is Lost, in plain words."""
     with Scripted(b"HTTP/1.1 400 Bad\r\n\r\n") as scripted, socket.create_server(("127.0.0.1", 0)) as silent:
         for url in (scripted.url, f"http://127.0.0.1:{silent.getsockname()[1]}"):
             known = settings_of(ENVOY_HOST=url.replace("http", "https"))
@@ -629,7 +629,7 @@ STATUS = st.sampled_from([b"200", b"401", b"302", b"404", b"503", b"100", b"204"
 @settings(deadline=None, max_examples=100)
 @given(STATUS, HEADS, st.binary(max_size=40), st.sampled_from(["text", "stream"]))
 def test_nothing_else_is_ever_raised(status: bytes, head: list[bytes], body: bytes, how: str) -> None:
-    """Whatever a neighbour sends gives an answer, Lost, Refused or NotFound, in one printable line."""
+    """Whatever a server sends, the result is an answer, or else Lost, Refused or NotFound in one printable line."""
     with Scripted(b"HTTP/1.1 " + status + b" X\r\n" + b"".join(head) + b"\r\n\r\n" + body) as scripted:
         one = Gateway(known := settings_of(ENVOY_HOST=scripted.url), Tokens(known, None))
         said = "an answer"
@@ -652,6 +652,6 @@ def test_nothing_else_is_ever_raised(status: bytes, head: list[bytes], body: byt
     ).map("".join)
 )
 def test_any_info_is_read_or_lost(text: str) -> None:
-    """Any text is the /info of a gateway or a ValueError."""
+    """read_info() returns an Info or raises ValueError, whatever the text."""
     with suppress(ValueError):
         assert isinstance(read_info("http://envoy", text), Info)

@@ -1,4 +1,4 @@
-"""The daemons and their gateway, as processes: after each fault readings go on by themselves."""
+"""The daemons, as processes, and their gateway: after each fault readings resume by themselves."""
 
 import stat
 import time
@@ -32,13 +32,13 @@ def envoy(certificate: Certificate) -> Iterator[SimulatedEnvoy]:
 
 @pytest.fixture
 def proxy(envoy: SimulatedEnvoy) -> Iterator[FaultProxy]:
-    """Stand between the daemon and the gateway."""
+    """Serve a fault proxy in front of the gateway."""
     with FaultProxy(*envoy.address) as proxy:
         yield proxy
 
 
 def reads(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """Wait until a stream is open, and see that its next event arrives whole."""
+    """Wait until a stream is open, and check that its next event arrives complete."""
 
     def whole() -> int:
         return len([row for row in list(emoncms.rows) if len(row.inputs) == 36])
@@ -50,12 +50,12 @@ def reads(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
 
 
 def errors(process: Daemon) -> list[str]:
-    """Return the lines that tell of an ERROR."""
+    """Return the lines that report an ERROR."""
     return [line for line in process.lines if "ERROR" in line]
 
 
 def test_upgrade_overnight(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, tmp_path: Path) -> None:
-    """A gateway that goes from 5.0.62 to 8.3 is served on by both daemons without a restart, with one login."""
+    """Both daemons keep reading a gateway that goes from 5.0.62 to 8.3, without a restart and with one login."""
     same = {"STATE_DIRECTORY": str(tmp_path / "state"), "WATCHDOG_USEC": "600000"}
     with Enlighten() as enlighten:
         stream = daemon("stream", same, **enlighten.settings())
@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[Callable[[FaultProxy], None], str]] = {
 def test_fault(
     daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, proxy: FaultProxy, fault: str
 ) -> None:
-    """Whatever happens to the connection is one WARNING, and when it is over readings go on."""
+    """Each fault of the connection is one WARNING, and readings resume when it is over."""
     happens, words = FAULTS[fault]
     envoy.chunked = False
     process = daemon("stream", ENVOY_HOST=f"http://{proxy.host}:{proxy.port}", STREAM_TIMEOUT_S=1)
@@ -110,7 +110,7 @@ def test_fault(
 def test_no_answer_ends_it(
     daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """No head, length, chunk or /info ends the daemon: it reads on as soon as a gateway answers again."""
+    """No broken head, length, chunk or /info ends the daemon: it reads again as soon as a gateway answers."""
     impatient = "import envoy2emon.gateway.reader as r\nr.MOST_WAIT_S = 0.01\n"
     deep = b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n" + b"<a>" * 20_000
     proxy.canned(deep)
@@ -128,7 +128,7 @@ def test_no_answer_ends_it(
 
 
 def test_unauthorized(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
-    """A wrong password is one ERROR that says what to do, two questions with it, and then five minutes' peace."""
+    """A wrong password is one ERROR with the cure; after two questions the gateway is left alone for five minutes."""
     process = daemon("stream", QUICK, ENVOY_PASSWORD="wrong-password")
     line = process.wait_for_line("ERROR gateway: .*").string
     assert line.endswith("refuses user installer (401): are ENVOY_USER and ENVOY_PASSWORD right?")
@@ -141,7 +141,7 @@ def test_unauthorized(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
 
 @pytest.mark.parametrize("name", ["legacy", "empty_reports"])
 def test_no_meters(daemon: StartDaemon, envoy: SimulatedEnvoy, name: str) -> None:
-    """A site without meters is said once, with the cure, and left in peace for five minutes."""
+    """A site without meters is logged once, with the cure, and its gateway is left alone for five minutes."""
     fixtures.load_site(envoy, name)
     process = daemon("stream", QUICK, ENVOY_TOKEN=make_token(envoy.serial, time.time() + 86_400))
     process.wait_for_line("WARNING gateway: this gateway has no meters, .*: sudo systemctl disable --now envoy2emon$")
@@ -177,7 +177,7 @@ def test_a_name_that_is_not_known_at_first(
 
 
 def test_attempts(daemon: StartDaemon, proxy: FaultProxy, envoy: SimulatedEnvoy) -> None:
-    """The second attempt comes a second after the first, whatever connections it takes."""
+    """The second attempt comes a second after the first, however many connections an attempt takes."""
     proxy.reset()
     daemon("stream", ENVOY_HOST=f"{proxy.host}:{proxy.port}")
     proxy.wait_for(lambda: len(proxy.attempts) == 4)

@@ -1,4 +1,4 @@
-"""What a neighbour sends ends no daemon: answers that are spoilt at random, on processes."""
+"""Answers that are spoilt at random, on the gateway's side and on EmonCMS's, end no daemon process."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests import fuzz
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_spoilt_answers_end_no_daemon(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bytes flipped, cut, doubled and invented on both sides: no traceback, no exit, no date back, and rows go on."""
+    """Bytes cut, doubled and invented on both sides: no traceback, no exit, no date that goes back, and rows go on."""
     assert fuzz.run(0.15, seed) == 0, capsys.readouterr().out

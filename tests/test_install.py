@@ -1,4 +1,4 @@
-"""The README's first morning, on fresh Debian, line by line."""
+"""The README's installation, line by line, on a fresh Debian."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.installs import BOTH, OFFLINE, edit_for, fresh, install, shell, start
 from tests.machine import SETTINGS, Machine
 from tests.readme import commands
 
-pytestmark = pytest.mark.timeout(300)  # making the roots for the first time takes most of it
+pytestmark = pytest.mark.timeout(300)  # making the root file systems for the first time takes most of it
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
 
 @pytest.mark.parametrize("machine", ["bookworm"], indirect=True)
 def test_from_install_to_purge(machine: Machine) -> None:
-    """A Pi owner installs, edits, starts and checks by the README's lines; later uninstalls, purges."""
+    """The README's lines install, edit, start and check; --uninstall keeps settings and state, --purge removes all."""
     setup, edit, begin, check = commands("Install it on the Pi")[:4]
     with (
         machine.network(),
@@ -59,7 +59,7 @@ def test_from_install_to_purge(machine: Machine) -> None:
 
 @pytest.mark.parametrize("machine", ["bookworm", "trixie"], indirect=True)
 def test_try_it(machine: Machine) -> None:
-    """The README's line shows the demo in a checkout to somebody without rights."""
+    """The README's line runs the demo from a checkout, for a user without root's rights."""
     (line,) = commands("Try it")
     machine.run("apt-get", "install", "--yes", "python3-venv")
     machine.run("useradd", "--create-home", "--shell", "/bin/sh", "pi")

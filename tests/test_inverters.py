@@ -1,4 +1,4 @@
-"""From the inverters' reports to EmonCMS's inputs: what is news, and how gently the gateway is asked."""
+"""From the inverters' reports to EmonCMS's inputs: which reports are posted, and how often the gateway is polled."""
 
 import time
 from contextlib import suppress
@@ -28,7 +28,7 @@ def posted(emoncms: StandInEmonCMS, start: int = 0) -> dict[str, tuple[int, dict
 
 
 def expected(units: list[dict[str, Any]]) -> dict[str, tuple[int, dict[str, str]]]:
-    """Return what a list of inverters must be posted as."""
+    """Return the rows that a list of inverters must become, in the form of posted()."""
     return {
         unit["serialNumber"]: (
             unit["lastReportDate"],
@@ -39,21 +39,21 @@ def expected(units: list[dict[str, Any]]) -> dict[str, tuple[int, dict[str, str]
 
 
 def polls(envoy: SimulatedEnvoy) -> list[float]:
-    """Return when the inverters were asked for and given."""
+    """Return the times of the requests to which the gateway answered with its inverters."""
     return [request.at for request in envoy.requests if (request.path, request.status) == (INVERTERS, 200)]
 
 
 def test_only_news(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """At start all reports are posted once in one request with their own dates, then those that have changed.
+    """At the start all reports are posted in one request with their own dates, later only those that have changed.
 
-    The gateway is asked every INVERTERS_INTERVAL_S, from start to start.
+    The gateway is asked every INVERTERS_INTERVAL_S, counted from the start of each poll.
     """
     process = daemon("inverters", INVERTERS_INTERVAL_S=1, environment={"WATCHDOG_USEC": "600000"})
     assert f"reads the inverters of the gateway at {envoy.host}" in process.wait_for_line("INFO envoy2emon 1.*").string
     emoncms.wait_for(lambda: len(emoncms.rows) == 12)
     assert posted(emoncms) == expected(envoy.inverters)
     envoy.wait_for(lambda: len(polls(envoy)) >= 3)
-    assert 1.8 < polls(envoy)[2] - polls(envoy)[0] < 2.5  # seen from the gateway, which may be late by turns
+    assert 1.8 < polls(envoy)[2] - polls(envoy)[0] < 2.5  # as the gateway sees it, give or take its own delay
     assert emoncms.requests == 2  # the first question, and the post
     for unit in envoy.inverters[3:5]:
         unit["lastReportDate"] += 60
@@ -83,10 +83,11 @@ def test_not_acknowledged(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: S
 
 
 def test_skipped_dead_and_batteries(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """What has no serial number, date or watts is skipped (WARNING once); units silent for a week are one line.
+    """Units without serial number, date or watts are one WARNING and skipped; units silent for a week are one line.
 
-    A date of 0 or of 2018 occurs (HA 103871), and 51 units at once; a serial listed twice is posted with its newest
-    report. Batteries are posted, but are no production. How old is told by the newest report, not by our clock.
+    Dates of 0 or of 2018 occur (HA 103871), and so do 51 units; a serial number listed twice is posted with its newest
+    report. Batteries are posted, but do not count as production. Silence is measured from the newest report, not by
+    this computer's clock.
     """
     newest = int(time.time()) - 400 * 86400
     units = inverters(51, newest)
@@ -117,7 +118,7 @@ def test_skipped_dead_and_batteries(daemon: StartDaemon, envoy: SimulatedEnvoy, 
 
 
 def test_inverters_that_never_reported(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A list of units without any report is no news and no trouble."""
+    """A list of units that have never reported posts nothing and is no failure."""
     good, envoy.inverters = envoy.inverters, [{**unit, "lastReportDate": 0} for unit in envoy.inverters]
     process = daemon("inverters", INVERTERS_INTERVAL_S=1)
     process.wait_for_line("WARNING gateway: skipped without serial number, date or watts")
@@ -128,7 +129,7 @@ def test_inverters_that_never_reported(daemon: StartDaemon, envoy: SimulatedEnvo
 def test_a_gateways_clock_that_is_off_is_said(
     daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS
 ) -> None:
-    """Inverters' reports are dated by the gateway's clock: more than an hour off is a WARNING, once."""
+    """The gateway's clock dates the inverters' reports: if it is more than an hour off, one WARNING says so."""
     serial = f"<device><sn>{envoy.serial}</sn><software>{envoy.firmware}</software><imeter>true</imeter></device>"
     now = int(time.time()) - 3 * 3600
     envoy.answers["/info"] = Answer(200, f"<envoy_info><time>{now}</time>{serial}</envoy_info>")
@@ -138,14 +139,14 @@ def test_a_gateways_clock_that_is_off_is_said(
 
 
 def test_no_page_of_inverters(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
-    """R3 answers 404 to the page: a sentence says so, with the cure."""
+    """R3 answers 404 to the inverters' page: a WARNING says so, with the cure."""
     envoy.answers[INVERTERS] = Answer(404)
     process = daemon("inverters")
     process.wait_for_line("WARNING gateway: this gateway does not list its inverters .*disable --now envoy2emon_inv")
 
 
 def test_user(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """Where only the installer may read inverters, the ERROR says what to set, and that helps."""
+    """If only the installer may read inverters, the ERROR says what to set, and that works."""
     envoy.digest.envoy_reads_inverters = False
     process = daemon("inverters")
     line = process.wait_for_line("ERROR gateway: .*").string
@@ -161,7 +162,7 @@ GOOD = '[{"serialNumber":"1","lastReportDate":1700000000,"lastReportWatts":1,"ma
 
 
 class ScriptedGateway:
-    """Takes so many seconds by a clock of its own for each answer, or raises; the script's end ends the poller."""
+    """Answers or raises as scripted, after so many seconds by its own clock; the script's end ends the poller."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *script: tuple[float, str | Exception]) -> None:
         self.info = None
@@ -174,7 +175,7 @@ class ScriptedGateway:
         monkeypatch.setattr("envoy2emon.outage.random.random", lambda: 1.0)
 
     def text(self, _path: str) -> str:
-        """Answer."""
+        """Return or raise what the script has next."""
         took, answer = next(self._script)
         self.asked.append(self.now)
         self.now += took
@@ -198,24 +199,24 @@ class ScriptedGateway:
 @pytest.mark.parametrize(
     ("interval", "script", "expected"),
     [
-        # An answer that takes more than half the interval doubles the time to the next poll, a quick one ends that.
+        # An answer that takes more than half the interval doubles the time to the next poll; a quick one resets it.
         (20, [(3.0, GOOD), (11.0, GOOD), (21.0, GOOD), (1.0, GOOD), (0.0, GOOD)], [20, 40, 80, 20]),
-        # However short the interval, a gateway that is slow is left in peace for as long as it took.
+        # However short the interval, a slow gateway is left alone for as long as its answer took.
         (1, [(15.0, GOOD), (15.0, GOOD), (0.0, GOOD), (0.0, GOOD)], [30, 30, 1]),
-        # A failure doubles the time up to five minutes; the next good answer ends that.
+        # A failure doubles the time, up to five minutes; the next good answer resets it.
         (20, [(0.0, GOOD), *[(5.0, Lost("away"))] * 6, (0.0, GOOD), (0.0, GOOD)], [20, 40, 80, 160, 300, 300, 300, 20]),
         (20, [(0.0, GOOD), *[(5.0, "[]")] * 6, (0.0, GOOD), (0.0, GOOD)], [20, 40, 80, 160, 300, 300, 300, 20]),
         (20, [*[(0.0, NotFound("404"))] * 2, (0.0, GOOD), (0.0, GOOD)], [40, 80, 20]),
         # An interval above five minutes is kept whatever fails.
         (900, [(1.0, Lost("away")), (500.0, GOOD), (0.0, GOOD)], [900, 900]),
-        # Wrong credentials are tried once in five minutes, counted from the refusal.
+        # Wrong credentials are tried again five minutes after each refusal.
         (1, [*[(2.0, Refused("no"))] * 3, (0.0, GOOD), (0.0, GOOD)], [302, 302, 302, 1]),
     ],
 )
 def test_when_the_gateway_is_polled(
     monkeypatch: pytest.MonkeyPatch, interval: float, script: list[tuple[float, str | Exception]], expected: list[float]
 ) -> None:
-    """Never more often than the owner says, and less while it is slow, fails or refuses."""
+    """The gateway is never polled more often than the owner says, and less while it is slow, fails or refuses."""
     assert ScriptedGateway(monkeypatch, *script).poll(interval) == expected
 
 
@@ -223,7 +224,7 @@ def test_when_the_gateway_is_polled(
     "answer", ["[]", "<html><body>busy</body></html>", GOOD[:30], '{"error": 3}', "[[[" * 1_000, ""]
 )
 def test_bad_answers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: str) -> None:
-    """[] at night, a page, cut JSON, a wrong type: each is said once, and is no crash."""
+    """[] at night, an HTML page, cut JSON, a wrong type: each is logged once and crashes nothing."""
     ScriptedGateway(monkeypatch, (0.0, answer), (0.0, answer), (0.0, GOOD)).poll(20)
     (record,) = caplog.records
     assert record.levelname == "WARNING"

@@ -1,4 +1,4 @@
-"""The soak's ledger: what it must see. A judge that is wrong would hide what the daemons do wrong."""
+"""The soak's ledger sees every broken promise, because a wrong judge would hide the daemons' faults."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,7 +12,7 @@ TOLD = [(100.0 + n, n) for n in range(100)]
 
 
 def arrive(numbers: Sequence[int], diary: Diary | None = None, dates: Sequence[int] | None = None) -> Verdict:
-    """Judge a hundred events, one a second, of which these arrived, dated by their numbers unless told otherwise."""
+    """Judge a hundred events, one a second, of which these arrived, dated by their numbers or by `dates`."""
     shown = list(dates or numbers)
     rows = [AppliedRow(date, "n", {"a": Decimal(number)}, 0.0) for number, date in zip(numbers, shown, strict=True)]
     arrivals = [Arrival(number, row.time, 300.0) for number, row in zip(numbers, rows, strict=True)]
@@ -20,22 +20,22 @@ def arrive(numbers: Sequence[int], diary: Diary | None = None, dates: Sequence[i
 
 
 def test_all_once_in_order_is_well() -> None:
-    """Nothing to complain of."""
+    """If every event arrives once and in order, no promise is broken."""
     verdict = arrive(range(100))
     assert verdict == Verdict(sent=100, owed=100, received=100)
     assert not verdict.broken
 
 
 def test_what_is_missing_is_lost() -> None:
-    """What was told to who was well has to arrive; what was told while something was wrong may be missing."""
+    """What was sent while all was well has to arrive; what was sent while something was wrong may be missing."""
     numbers = [n for n in range(100) if n != 50]
     assert arrive(numbers).lost == 1
     assert arrive(numbers, Diary(unwell=[(150.2, 150.9)])).lost == 0
-    assert arrive(range(10), Diary(unwell=[(109.5, 300.0)])).broken  # hardly tried
+    assert arrive(range(10), Diary(unwell=[(109.5, 300.0)])).broken  # too little was owed for a verdict
 
 
 def test_repetition() -> None:
-    """The very same row may come again; with another date it is doubled, and behind a newer one it goes back."""
+    """A row may come again unchanged; with another date it is doubled, and after a newer row it goes back."""
     again = arrive([*range(100), 99])
     assert (again.repeated, again.doubled, again.back, again.broken) == (1, 0, 0, False)
     assert arrive([*range(100), 99], dates=[*range(100), 100]).doubled == 1
@@ -45,7 +45,7 @@ def test_repetition() -> None:
 
 
 def test_a_kill_excuses_the_youngest_only() -> None:
-    """What a kill takes is all that is younger than some row, and not old."""
+    """A kill may cost all that was sent from some moment up to the kill, but nothing older than KILL_MAY_COST_S."""
     diary = Diary(kills=[160.5])
     verdict = arrive([n for n in range(100) if not 40 < n <= 60], diary)
     assert (verdict.lost, verdict.lost_to_kills, verdict.kill_cost_s) == (0, 20, 20)
@@ -55,7 +55,7 @@ def test_a_kill_excuses_the_youngest_only() -> None:
 
 
 def test_what_is_told_again() -> None:
-    """A report that is told again after the kill is owed, and its arrival then proves nothing of what was before."""
+    """A report sent again after a kill is owed, and its arrival then proves nothing about what was sent before."""
     told = [(100.0, "A"), (101.0, "B"), (110.0, "B")]
     row = AppliedRow(20, "n", {"b": Decimal(1)}, 0.0)
 
@@ -72,7 +72,7 @@ def test_what_is_told_again() -> None:
     ("dates", "error"), [([0, 10, 10, 20], 0.0), ([0, 10, 20, 10, 20], 0.01), ([0, 10, 0, 10], 0.01)]
 )
 def test_energy(dates: list[int], error: float) -> None:
-    """The integral counts each date once: what `power to kWh` counted twice is the error."""
+    """The integral counts each date once, so what `power to kWh` counts twice is the error."""
     account = Account()
     for date in dates:
         account.apply("input/bulk", {"data": f'[[{date},"n",{{"a":3600}}]]', "time": "0"}, 0)

@@ -77,7 +77,7 @@ Ask = Callable[..., Client]
 
 @pytest.fixture
 def clock() -> list[float]:
-    """Give the page's clock: its only entry is the time."""
+    """Return the page's clock, a list whose only entry is the time."""
     return [NOW]
 
 
@@ -106,7 +106,7 @@ def ask(page: Live) -> Iterator[Ask]:
 
 
 def full(ask: Ask) -> list[Client]:
-    """Take all places, one after the other."""
+    """Connect as many viewers as there are places, one after the other."""
     viewers = [ask("/events") for _ in range(live_http.MAX_VIEWERS)]
     for viewer in viewers:
         viewer.event("history")
@@ -114,7 +114,7 @@ def full(ask: Ask) -> list[Client]:
 
 
 def await_place(ask: Ask) -> Client:
-    """Ask until there is a place: the server learns of a departure a moment later."""
+    """Ask until there is a place, because the server notices a departure only after a moment."""
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         with suppress(ConnectionError):
@@ -138,7 +138,7 @@ def await_place(ask: Ask) -> Client:
     ],
 )
 def test_figures(sections: dict[str, list[str | None]], expected: dict[str, int | None]) -> None:
-    """Figures are sums over phases; production of 10 W or less is 0; n = c - p; integers; nothing is invented."""
+    """Figures are integer sums over phases; production of 10 W or less is 0; n = c - p; a missing value gives None."""
     phases = {
         name: {f"ph-{i}": {} if p is None else {"p": Decimal(p)} for i, p in enumerate(powers)}
         for name, powers in sections.items()
@@ -147,7 +147,7 @@ def test_figures(sections: dict[str, list[str | None]], expected: dict[str, int 
 
 
 def test_page_headers(ask: Ask) -> None:
-    """The page names its type and length, is not kept, and allows only the style and script that are in it."""
+    """The page names its type and length, is not cached, and allows only the style and script that are in it."""
     head, _, body = ask("/").to_end().partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
@@ -179,13 +179,13 @@ def test_events_as_in_the_contract(page: Live, ask: Ask) -> None:
     assert (history["now"], history["last"], history["patience"], history["points"]) == (NOW, None, live.STALE_S, [])
     for at in (NOW, NOW + 1):
         page.show(reading(at, "6540.7", "4426.2"))
-        viewer.until(b"id: ")  # the day's first reading has news of the day before it
+        viewer.until(b"id: ")  # before the first reading comes an event with today's energy
         event = viewer.until(b"\n\n")
         assert event == b'%d\nevent: solar_data\ndata: {"p":6540,"c":4426,"n":-2114}\n\n' % at
 
 
 def test_latest_at_once_unless_stale(page: Live, ask: Ask, clock: list[float]) -> None:
-    """The latest value comes on connecting; once it is too old to be true only its date comes."""
+    """A new viewer gets the latest reading at once; if that is stale, only its date."""
     first = ask("/events")
     page.show(reading(NOW, "100", "300"))
     first.event("solar_data")
@@ -198,7 +198,7 @@ def test_latest_at_once_unless_stale(page: Live, ask: Ask, clock: list[float]) -
 
 
 def test_history(page: Live, ask: Ask, clock: list[float]) -> None:
-    """The history has one point a second, the later of two, of the last 15 minutes, and fits the send buffer."""
+    """The history covers the last 15 minutes, one point a second (the later of two), and fits the send buffer."""
     for half in range(4000):
         page.show(reading(NOW + half / 2, str(10000 + half), "12345"))
     page.show(reading(NOW + 2000, None, "7"))
@@ -216,7 +216,7 @@ def test_history(page: Live, ask: Ask, clock: list[float]) -> None:
 
 
 def test_burst(page: Live, ask: Ask) -> None:
-    """A gateway that sends 22 readings at once is given the time for the next 22 before it counts as silent."""
+    """A gateway that sends 22 readings at once counts as silent only after the time that the next 22 take."""
     viewer = ask("/events")
     viewer.event("history")
     for age in range(21, -1, -1):
@@ -227,7 +227,7 @@ def test_burst(page: Live, ask: Ask) -> None:
 
 
 def test_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every 15 seconds a comment line, and an event by which a script knows that the connection lives."""
+    """Every 15 seconds come a comment line and an event that tells the page's script that the connection is alive."""
     assert live.HEARTBEAT_S == 15
     monkeypatch.setattr(live, "HEARTBEAT_S", 0.05)
     page = Live("127.0.0.1:0", None, lambda: NOW)
@@ -266,7 +266,7 @@ def test_head(ask: Ask, path: str) -> None:
     ],
 )
 def test_other_requests(ask: Ask, request_: bytes, status: bytes) -> None:
-    """Other methods, other paths and what is no HTTP get a sentence, and the connection ends."""
+    """Other methods, other paths and anything that is not HTTP get a sentence, and the connection ends."""
     head, _, body = ask(request_).to_end().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 " + status + b"\r\n")
     assert (b"\r\nAllow: GET, HEAD\r\n" in head) == status.startswith(b"405")
@@ -276,7 +276,7 @@ def test_other_requests(ask: Ask, request_: bytes, status: bytes) -> None:
 
 @pytest.mark.parametrize("head", [b"GET / HTTP/1.1\r\nCookie: ", b"GET /events HTTP/1.1\r\n\r\n"])
 def test_endless_request(ask: Ask, head: bytes) -> None:
-    """Who sends on and on is cut off, before the head's end and after it."""
+    """A client that never stops sending is cut off, before the end of the request's head or after it."""
     client = ask(head)
     with pytest.raises(ConnectionError):  # noqa: PT012 - the connection ends at some piece
         for _ in range(10_000):
@@ -284,7 +284,7 @@ def test_endless_request(ask: Ask, head: bytes) -> None:
 
 
 def test_no_descriptors_left(page: Live, ask: Ask, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where the process can open no more files, viewers stay, nothing is said, and later all is as before."""
+    """While the process can open no more files, viewers stay and stderr is empty; a waiting client is served later."""
     viewer = ask("/events")
     viewer.event("history")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -306,7 +306,7 @@ def test_no_descriptors_left(page: Live, ask: Ask, capfd: pytest.CaptureFixture[
 
 
 def test_slow_request(page: Live, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request without end is dropped, one that grows byte by byte as well; viewers are not."""
+    """A request that is never completed is dropped, even if it grows byte by byte; viewers stay."""
     monkeypatch.setattr(live, "REQUEST_S", 0.3)
     viewer = ask("/events")
     viewer.event("history")
@@ -322,7 +322,7 @@ def test_slow_request(page: Live, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_cap(page: Live, ask: Ask) -> None:
-    """The 33rd viewer gets 503 with a sentence, also for the page; a place that becomes free is given away."""
+    """The 33rd viewer gets 503 with a sentence, for the page too; a place that becomes free can be taken."""
     viewers = full(ask)
     for path in ("/events", "/"):
         head, _, body = ask(path).to_end().partition(b"\r\n\r\n")
@@ -330,7 +330,7 @@ def test_cap(page: Live, ask: Ask) -> None:
         assert b"\r\nRetry-After: 30" in head
         assert body == b"32 viewers are watching, and that is the most: close one, then try again.\n"
     viewers[0].socket.close()
-    # An abrupt end, as of a device that has lost its network and come back: reset in place of FIN.
+    # A reset instead of a FIN, as from a device that has lost its network and come back.
     viewers[1].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     viewers[1].socket.close()
     newcomers = [await_place(ask), await_place(ask)]
@@ -340,13 +340,13 @@ def test_cap(page: Live, ask: Ask) -> None:
 
 
 def test_idle_connections_lock_nobody_out(page: Live, ask: Ask) -> None:
-    """Connections that ask nothing take 16 places of their address and no more, and disturb no viewer."""
+    """Connections that ask for nothing take at most 16 places per address, and disturb no viewer."""
     viewer = ask("/events")
     viewer.event("history")
     idle = [ask(b"") for _ in range(live.MAX_ASKING_EACH)]
     for _ in range(64):
         one_more = ask(b"")
-        one_more.socket.settimeout(live.REQUEST_S / 2)  # at once, not as a slow request
+        one_more.socket.settimeout(live.REQUEST_S / 2)  # it is dropped at once, not after REQUEST_S
         assert one_more.to_end() == b""
     elsewhere = socket.socket()
     elsewhere.bind(("127.0.0.2", 0))
@@ -363,7 +363,7 @@ def test_idle_connections_lock_nobody_out(page: Live, ask: Ask) -> None:
 
 
 def test_a_request_is_read_in_linear_time() -> None:
-    """A request of 8 KiB without a line takes no time to refuse, however it is made."""
+    """A request of 8 kB is refused within 2 ms of processor time, whatever it contains."""
     for request in (b" " * 8000, b"a?" * 4000, b"GET " + b"/ " * 3900, b"GET /" + b"x" * 7900 + b" HTTP/1.1"):
         began = time.process_time()
         for _ in range(100):
@@ -373,14 +373,14 @@ def test_a_request_is_read_in_linear_time() -> None:
 
 @pytest.mark.parametrize("path", ["/favicon.ico", "/apple-touch-icon.png", "/apple-touch-icon-precomposed.png"])
 def test_icons(ask: Ask, path: str) -> None:
-    """What browsers ask for without being told to is a picture, and no 404."""
+    """The icons that browsers ask for of their own accord are pictures, not a 404."""
     head, _, body = ask(path).to_end().partition(b"\r\n\r\n")
     assert b"Content-Type: image/png" in head
     assert body.startswith(b"\x89PNG")
 
 
 def test_slow_reader(page: Live, ask: Ask) -> None:
-    """Who does not read is dropped when 64 KiB wait for him; who reads gets every reading."""
+    """A viewer that does not read is dropped when 64 KiB wait for it; one that reads gets every reading."""
     reader, sleeper = ask("/events"), ask("/events", receive_buffer=4096)
     reader.event("history")
     sleeper.event("history")
@@ -396,7 +396,7 @@ def test_slow_reader(page: Live, ask: Ask) -> None:
 
 
 def test_show_is_prompt(page: Live, ask: Ask) -> None:
-    """With 32 viewers, half of them asleep, show() takes no time, one thread serves all, memory stays bounded."""
+    """With 32 viewers, half of whom do not read, show() stays fast, one thread serves all, and memory is bounded."""
     threads = threading.active_count()
     viewers = full(ask)
     readers = viewers[::2]
@@ -423,7 +423,7 @@ def test_show_is_prompt(page: Live, ask: Ask) -> None:
 def test_a_port_that_is_taken_is_tried_again(
     page: Live, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A port that another program holds is one ERROR with the cure; STATUS= has it until the page is there."""
+    """While another program holds the port, one ERROR gives the cure and `trouble` the reason; it is tried again."""
     monkeypatch.setattr(live, "TRY_AGAIN_S", 0.02)
     second = Live(f"127.0.0.1:{page.port}", None)
     second.start()
@@ -440,7 +440,7 @@ def test_a_port_that_is_taken_is_tried_again(
 
 @pytest.mark.parametrize("listen", ["192.0.2.1:8080", "no-such-host.invalid:8080", f"{'a' * 70}:8080"])
 def test_no_such_address(listen: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An address that is not this computer's is one ERROR as well."""
+    """An address that is not this computer's is one ERROR too."""
     page = Live(listen, None)
     page.start()
     assert [record.levelname for record in caplog.records] == ["ERROR"]
@@ -462,7 +462,7 @@ def test_both_families() -> None:
 
 
 def test_a_restart_keeps_the_graph(tmp_path: Path) -> None:
-    """The page of the next run begins with the points of the one before."""
+    """After a restart, the graph begins with the points of the previous run."""
     first = Live("127.0.0.1:0", tmp_path)
     first.start()
     client = Client(first.port or 0, b"GET /events HTTP/1.1\r\n\r\n")
@@ -481,7 +481,7 @@ def test_a_restart_keeps_the_graph(tmp_path: Path) -> None:
 
 
 def test_close(page: Live, ask: Ask) -> None:
-    """close() ends viewers, the port and the thread; showing goes on without harm."""
+    """close() drops viewers, closes the port and ends the thread; show() is harmless afterwards."""
     viewer, asking = ask("/events"), ask(b"GET /")
     viewer.event("history")
     page.close()

@@ -1,4 +1,4 @@
-"""The live page in a real browser, headless; its script before a parser of ECMAScript 5; and in an old engine."""
+"""The live page in a headless browser, its script in a strict ECMAScript 5 parser, and both in an old engine."""
 
 import json
 import math
@@ -36,8 +36,8 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
 )
-# What stands before the page: events that the test fires, a clock that it sets and that ticks when it says so, errors
-# that it sees, and the words that are drawn into the graph, with their boxes and colours.
+# This script runs before the page's own. It lets the test fire events, set the clock and make it tick, and see errors
+# and the words that are drawn into the graph, with their boxes and colours.
 BEFORE = """
 window.listeners = {}; window.errors = []; window.offset = 0; window.opened = 0;
 window.onerror = function (message) { window.errors.push(message); };
@@ -63,7 +63,7 @@ pen.fillText = function (words, x, y) {
   write.call(this, words, x, y);
 };
 """
-# Rectangles of all words that are shown, and of the graph.
+# Rectangles of all words on the page, and of the graph.
 BOXES = """
 var all = document.querySelectorAll(".name, .value, .today, #words, #reason, #graph");
 var boxes = [].map.call(all, function (element) {
@@ -97,7 +97,7 @@ def chrome() -> Iterator["Chrome"]:
 
 
 class Wall:
-    """The page on a wall, told what to show by the test."""
+    """The page in the browser, with events and a clock that the test controls."""
 
     def __init__(self, chrome: "Chrome") -> None:
         self.chrome = chrome
@@ -112,7 +112,7 @@ class Wall:
         return self.chrome.execute_script(script, *arguments)
 
     def close(self) -> None:
-        """Leave no trace, and no error in the page."""
+        """Remove the script, and check that the page had no errors."""
         errors = self("return window.errors")
         self.chrome.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", self._script)
         assert errors == []
@@ -123,16 +123,16 @@ class Wall:
         self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def history(self, points: list[list[Any]] | None = None, **changes: object) -> None:
-        """Send what comes first on connecting; the server's clock is at 5000 s."""
+        """Send the first event of a connection; the server's clock is at 5000 s."""
         self("fire('history', arguments[0])", STATE | {"points": points or []} | changes)
         self("tick()")
 
     def alive(self, **changes: object) -> None:
-        """Send the news that come every 15 s."""
+        """Send the event that comes every 15 s."""
         self("fire('alive', arguments[0])", STATE | changes)
 
     def wait(self, seconds: int) -> None:
-        """Let so many seconds pass, of the browser's clock."""
+        """Let so many seconds pass on the browser's clock."""
         self("wait(arguments[0])", seconds)
 
     def show(self, p: int | None, c: int | None, at: int = 5000) -> None:
@@ -141,7 +141,7 @@ class Wall:
         self("fire('solar_data', arguments[0], arguments[1])", {"p": p, "c": c, "n": n}, at)
 
     def text(self, selector: str) -> str:
-        """Return an element's words as they are shown, nothing if it is not."""
+        """Return an element's text as it is shown, or nothing if it is hidden."""
         found = self("var e = document.querySelector(arguments[0]); return e.offsetWidth ? e.innerText : ''", selector)
         return str(found).strip()
 
@@ -152,7 +152,7 @@ class Wall:
         return red, green, blue
 
     def column(self, share: float) -> list[str]:
-        """Return the fills that are met on the way down a column of the graph, each once."""
+        """Return the fills of a column of the graph from top to bottom, each run of one fill once."""
         data = self(
             "var g = document.getElementById('graph'), x = Math.round(g.width * arguments[0]);"
             "return [].slice.call(g.getContext('2d').getImageData(x, 0, 1, g.height).data);",
@@ -176,7 +176,7 @@ def wall(chrome: "Chrome") -> Iterator[Wall]:
 
 
 def apart(boxes: list[list[Any]], width: float, height: float) -> None:
-    """Say that all words are within this space, and none lies on another."""
+    """Assert that all words are within this space and do not overlap."""
     for number, (name, left, top, right, bottom, *_) in enumerate(boxes):
         assert left >= 0 and top >= 0 and right <= width and bottom <= height, (name, left, top, right, bottom)  # noqa: PT018
         for other, left2, top2, right2, bottom2, *_rest in boxes[number + 1 :]:
@@ -184,7 +184,7 @@ def apart(boxes: list[list[Any]], width: float, height: float) -> None:
 
 
 def fits(wall: Wall, width: int, height: int) -> None:
-    """Say that all words are on the screen, those of the graph in the graph, and none lies on another."""
+    """Assert that all words are on the screen, the graph's words are in the graph, and none overlap."""
     boxes, written, graph = wall(BOXES + "return [boxes, window.written, [graph.width, graph.height]]")
     apart(boxes, width, height)
     apart(written, *graph)
@@ -194,7 +194,7 @@ def fits(wall: Wall, width: int, height: int) -> None:
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_everything_fits(wall: Wall, width: int, height: int) -> None:
-    """At each size, with every power in both directions, after growing without a resize, no text overlaps or leaves."""
+    """At each size, as powers in both directions grow without a resize, no text overlaps or leaves the screen."""
     wall.size(width, height)
     until(lambda: bool(wall("return innerWidth === arguments[0]", width)))
     wall.history()
@@ -226,7 +226,7 @@ def test_everything_fits(wall: Wall, width: int, height: int) -> None:
     ],
 )
 def test_nett_is_what_the_page_shows(wall: Wall, p: int, c: int, label: str, figure: str, kind: str) -> None:
-    """The third figure is the difference of the two that are shown, without a sign, and its label says the way."""
+    """The third figure is the difference of the two shown, without a sign, and its label gives the direction."""
     wall.history()
     wall.show(p, c)
     assert (wall.text("#nett .name"), wall.text("#nett .value").replace("\n", "")) == (label, figure)
@@ -235,7 +235,7 @@ def test_nett_is_what_the_page_shows(wall: Wall, p: int, c: int, label: str, fig
 
 
 def test_today_stands_under_each_figure(wall: Wall) -> None:
-    """Energy of today, since when if the day is not whole, and the reason where a figure is missing."""
+    """Under each figure is today's energy, with its start if the day is incomplete, or why the figure is missing."""
     wall.history()
     wall.show(4000, 1000)
     shown = [wall.text(f"#{name} .today") for name in ("generating", "consuming", "nett")]
@@ -249,7 +249,7 @@ def test_today_stands_under_each_figure(wall: Wall) -> None:
 
 
 def test_the_graph_shows_where_the_power_goes(wall: Wall) -> None:
-    """Own use lies under both lines, what goes to the grid above it, or what comes from the grid."""
+    """The fill under both lines is own use; above it is what goes to the grid or comes from it."""
     points: list[list[Any]] = [[second, 4000, 1000] for second in range(4200, 4600)]
     points += [[second, 1000, 4000] for second in range(4600, 5000)]
     wall.history(points)
@@ -259,7 +259,7 @@ def test_the_graph_shows_where_the_power_goes(wall: Wall) -> None:
 
 
 def test_where_the_power_goes_is_drawn_only_where_it_is_known(wall: Wall) -> None:
-    """With one of the two sums there is its line, and no fill; where nothing was read there is nothing."""
+    """Nothing is filled where one of the two sums is missing, nor where nothing was read."""
     points: list[list[Any]] = [[second, 4000, None] for second in range(4200, 4500)]
     points += [[second, None, 1000] for second in range(4500, 4700)]
     points += [[second, 1000, 4000] for second in range(4900, 5000)]
@@ -270,7 +270,7 @@ def test_where_the_power_goes_is_drawn_only_where_it_is_known(wall: Wall) -> Non
 
 @pytest.mark.parametrize("most", [300, 940, 1300, 2600, 4200, 6600, 11_000, 83_000, 123_456])
 def test_the_scale_is_round_and_wastes_little(wall: Wall, most: int) -> None:
-    """Ticks are 1, 2 or 5 of a power of ten, written whole, and the graph uses most of its height."""
+    """Ticks are 1, 2 or 5 times a power of ten, written in full, and the graph uses most of its height."""
     wall.history([[second, most, 0] for second in range(4200, 5000)])
     labels = [words for words, *_ in wall("return window.written") if words == "0" or "W" in words]
     values = sorted(float(word.split()[0]) * (1000 if "kW" in word else 1) for word in labels)
@@ -292,7 +292,7 @@ def luminance(colour: Iterable[float]) -> float:
 
 
 def linear(colour: Iterable[float]) -> list[float]:
-    """Return red, green and blue of 0 to 255 as light."""
+    """Return red, green and blue, each 0 to 255 in sRGB, as linear light from 0 to 1."""
     parts = [part / 255 for part in colour]
     return [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
 
@@ -304,7 +304,7 @@ def contrast(one: Iterable[float], other: Iterable[float]) -> float:
 
 
 def test_contrast(wall: Wall) -> None:
-    """All words have at least 4.5:1 against the black behind them, and lines 3:1 against the fills (WCAG 2)."""
+    """All words have a contrast of at least 4.5:1 against the black behind them, lines 3:1 against fills (WCAG 2)."""
     wall.history()
     for p, c in ((100, 2000), (2000, 100), (None, 100)):
         wall.show(p, c)
@@ -321,7 +321,7 @@ def test_contrast(wall: Wall) -> None:
 
 
 def test_a_deuteranope_tells_the_fills_apart() -> None:
-    """Own use, to the grid and from the grid differ without green as well (Machado et al. 2009; CIE 1976)."""
+    """The three fills differ for an eye that does not see green, too (Machado et al. 2009; CIE 1976)."""
 
     def seen(colour: tuple[int, int, int]) -> list[float]:
         red, green, blue = linear(colour)
@@ -342,7 +342,7 @@ def test_a_deuteranope_tells_the_fills_apart() -> None:
 
 
 def test_a_notice_says_what_is_known(wall: Wall) -> None:
-    """That no readings come is said when the server says so, and that there is no connection when nothing is heard."""
+    """The page says that no readings come when the server reports it, and that it is not connected after a silence."""
     assert (wall.text("#words"), wall.text("#reason")) == ("Connecting", "")
     wall.wait(6)
     assert wall.text("#reason") == "No connection to envoy2emon, trying again."
@@ -357,7 +357,7 @@ def test_a_notice_says_what_is_known(wall: Wall) -> None:
     assert wall.text("#words") == ""
     wall.wait(3)
     assert wall.text("#words").startswith("No readings since ")
-    assert wall.text("#reason") == ""  # whose fault it is nobody knows yet
+    assert wall.text("#reason") == ""  # the cause is not known yet
     assert wall.text("#generating") == ""
     wall.alive(now=5017, last=5000)
     wall("tick()")
@@ -367,7 +367,7 @@ def test_a_notice_says_what_is_known(wall: Wall) -> None:
 
 
 def test_a_clock_that_is_set_makes_no_false_notice(wall: Wall) -> None:
-    """A device whose clock is set an hour ahead or back shows figures, the whole graph, and no notice."""
+    """If the device's clock is set an hour ahead or back, the page shows figures, the whole graph and no notice."""
     points: list[list[Any]] = [[second, 4000, 1000] for second in range(4200, 5000)]
     wall.history(points)
     for second, jump in ((5000, 3_600_000), (5003, -3_600_000)):
@@ -383,7 +383,7 @@ def test_a_clock_that_is_set_makes_no_false_notice(wall: Wall) -> None:
 
 
 def test_a_restarted_computer_leaves_the_graph(wall: Wall) -> None:
-    """The server's clock may begin anew: what is drawn stays where it is."""
+    """If the server's clock starts from zero again, what is drawn stays where it is."""
     points: list[list[Any]] = [[second, 4000, 1000] for second in range(4200, 5000)]
     wall.history(points)
     wall.history([[7, 4000, 1000]], now=7, last=7, run=2)
@@ -393,7 +393,7 @@ def test_a_restarted_computer_leaves_the_graph(wall: Wall) -> None:
 
 
 def test_at_night_the_page_is_dark(wall: Wall) -> None:
-    """Half an hour without sun dims it to 45 %; the first watt ends that, and without a meter there is no night."""
+    """Half an hour without production dims the page to 45 %, the first watt ends that, and no meter means no night."""
     opacity = "return document.getElementById('all').style.opacity"
     wall.history([[4200, 0, 300]])
     wall.show(0, 300)
@@ -423,7 +423,7 @@ def test_it_moves_against_burn_in(wall: Wall) -> None:
 
 
 def test_a_new_page_is_loaded(wall: Wall) -> None:
-    """Where the daemon has another page than this one, it is loaded; the same one is not."""
+    """When the daemon has another version of the page, it is loaded; the same version is not."""
     wall.history()
     wall("window.old = true")
     wall.alive()
@@ -434,7 +434,7 @@ def test_a_new_page_is_loaded(wall: Wall) -> None:
 
 
 def test_it_connects_again(wall: Wall) -> None:
-    """A page that was turned away asks again, as does one that hears nothing any more."""
+    """A page whose connection is closed connects again, as does one that hears nothing any more."""
     assert wall("return window.opened") == 1
     wall("window.source.readyState = 2")
     wall.wait(7)
@@ -448,7 +448,7 @@ def test_it_connects_again(wall: Wall) -> None:
 
 
 def test_who_cannot_see_is_told(wall: Wall) -> None:
-    """There are a heading, a main landmark, a name for the graph, and a status that is read out."""
+    """For screen readers there are a heading, a main landmark, a name for the graph, and a status; zoom is allowed."""
     assert wall("return document.querySelectorAll('h1').length") == 1
     for selector in ("[role=main]", "canvas[role=img][aria-label]", "#notice[role=status]"):
         assert wall("return document.querySelectorAll(arguments[0]).length", selector) == 1
@@ -465,7 +465,7 @@ def server() -> Iterator[Live]:
 
 
 def reading(p: int, c: int, age: int = 0) -> MeterReading:
-    """Build a reading of `age` seconds ago."""
+    """Build a reading that was taken `age` seconds ago."""
     sections = {"production": p, "total-consumption": c}
     return MeterReading(time.monotonic() - age, {name: {"ph-a": {"p": Decimal(w)}} for name, w in sections.items()})
 
@@ -476,7 +476,7 @@ def shows(chrome: "Chrome", words: str) -> None:
 
 
 def test_served_as_it_is(chrome: "Chrome", server: Live) -> None:
-    """From the daemon's server it shows figures, outlives the daemon, and breaks no policy of its own."""
+    """Served by the daemon, the page shows figures, survives a restart of it, and obeys its own policy."""
     chrome.get_log("browser")  # type: ignore[no-untyped-call] # those of other tests
     chrome.get(f"http://127.0.0.1:{server.port}/")
     server.show(reading(4200, 700))
@@ -489,28 +489,28 @@ def test_served_as_it_is(chrome: "Chrome", server: Live) -> None:
     again = Live(f"127.0.0.1:{server.port}", None)
     again.start()
     again.show(reading(333, 700))
-    shows(chrome, "333")  # the browser itself tries again after 3 s
+    shows(chrome, "333")  # the browser itself reconnects after 3 s
     again.close()
 
 
 class Site(SimpleHTTPRequestHandler):
-    """A page of one's own, on another server."""
+    """An owner's own page, on another server."""
 
     page = b""
 
     def do_GET(self) -> None:
-        """Give it out."""
+        """Serve it."""
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.end_headers()
         self.wfile.write(self.page)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def test_the_readmes_example(chrome: "Chrome", server: Live) -> None:
-    """The README's lines, in a page that another server gives out, show what the README says that they show: n."""
+    """The README's example, in a page that another server serves, shows n as the README says."""
     (example,) = re.findall(r"```html\n(.*?)```", section("The live page"), re.DOTALL)
     promised = re.findall(r'\{"p":\d+,"c":\d+,"n":-?\d+\}', example)
     assert promised == [json.dumps(live.figures(reading(6540, 4426)), separators=(",", ":"))]
@@ -524,7 +524,7 @@ def test_the_readmes_example(chrome: "Chrome", server: Live) -> None:
 
 
 def test_a_browser_without_event_source(chrome: "Chrome") -> None:
-    """It is told so, and no words lie on one another."""
+    """A browser without EventSource shows a sentence that says so, and no figures."""
     script = chrome.execute_cdp_cmd(
         "Page.addScriptToEvaluateOnNewDocument",
         {"source": "delete window.EventSource; window.EventSource = undefined;"},
@@ -539,7 +539,7 @@ def test_a_browser_without_event_source(chrome: "Chrome") -> None:
 
 
 def test_ecmascript_5() -> None:
-    """A strict parser of ECMAScript 5 reads the script, and nothing younger than iOS 5.1.1 is called."""
+    """A strict parser of ECMAScript 5 reads the script, and neither it nor the style uses what iOS 5.1.1 lacks."""
     (script,) = re.findall(r"<script>(.*?)</script>", HTML, re.DOTALL)
     es5(script)
     style = re.findall(r"<style>(.*?)</style>", HTML, re.DOTALL)[0]
@@ -549,7 +549,7 @@ def test_ecmascript_5() -> None:
 
 
 def test_an_old_engine_runs_it(server: Live, tmp_path: Path) -> None:
-    """QtWebKit, an engine as old as iOS 9, connects and draws figures and graph, without an error in the script."""
+    """QtWebKit, an engine as old as iOS 9, connects and draws figures and graph without a script error."""
     if not shutil.which("wkhtmltoimage"):
         pytest.skip("wkhtmltopdf, which brings QtWebKit, is not installed: Debian 12 has it, 13 has not")
     for age in range(300, -1, -1):

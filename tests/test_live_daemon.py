@@ -33,7 +33,7 @@ def paced(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, count: int) -> list[fl
     """Send readings, forty a second, and return how long each took to EmonCMS, in s, sorted."""
     pace, took, before = Event(), [], len(emoncms.rows)
     for number in range(1, count + 1):
-        pace.wait(0.025)  # no waiting for a thing: it is the rate of the readings
+        pace.wait(0.025)  # sets the rate of the readings
         emitted = time.monotonic()
         envoy.emit(numbered(number))
         wait_for_rows(emoncms, before + number)
@@ -68,7 +68,7 @@ while True:
 """
 
 
-# A page of another process.
+# A page in another process.
 ELSEWHERE = """
 import sys, threading
 from envoy2emon.live.server import Live
@@ -79,7 +79,7 @@ threading.Event().wait()
 
 
 def program(code: str, *arguments: object) -> subprocess.Popen[bytes]:
-    """Start a program of Python, and return it when it has begun its work, so that its start delays nothing."""
+    """Start a Python program and return once it has begun its work, so that its start delays nothing."""
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
@@ -87,34 +87,34 @@ def program(code: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 
 def drain(port: int) -> None:
-    """Wait until the page has taken the connections that were waiting: those of killed programs remain for seconds."""
+    """Wait until the page has taken all waiting connections, because those of killed programs remain for seconds."""
     with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=20) as last:
         last.sendall(b"GET / HTTP/1.1\r\n\r\n")
         last.recv(1)
 
 
 def processor_seconds(pid: int) -> float:
-    """Return what a process has taken of the processor."""
+    """Return the processor time that a process has used, in s."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def besieged(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, port: int) -> list[float]:
-    """Send every kind of bad request to the page at this port, and return how long readings took meanwhile."""
+    """Send every kind of bad request to the page at this port; return how long readings took meanwhile, in s."""
     with contextlib.ExitStack() as stack:
         for number, kind in enumerate(("many", "malformed", "slow", "drip", "endless"), 2):
             nuisance = program(NUISANCE, port, kind, f"127.0.0.{number}")
             stack.callback(stack.enter_context(nuisance).kill)
-        paced(envoy, emoncms, 1)  # what follows a silence may be a burst, and is held for a moment
+        paced(envoy, emoncms, 1)  # the first reading after a silence is held for a moment, as it may begin a burst
         return paced(envoy, emoncms, 60)
 
 
 def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """With 31 viewers, every kind of bad request at once leaves the posts' p99 within twice that without.
+    """With 31 viewers, every kind of bad request at once leaves the posts' p99 below twice that without them.
 
-    "Without" sends the same requests to the page of another process, in turn: sending them takes this computer's
-    processor as well, which delays posts and is not the page's doing. What they take of the daemon's is bounded too.
-    The best of five rounds counts: other tests delay a post in a hundred in this round or that, the page would in each.
+    For "without", the same requests go to a page in another process, because sending them takes processor time, which
+    delays posts but is not the page's doing. The daemon's own share of a processor is bounded too. The best of five
+    rounds counts, because other tests may delay one post in a hundred in some rounds; the page would do so in each.
     """
     port, other_port = free_port(), free_port()
     stream = daemon("stream", LIVE_LISTEN=f"127.0.0.1:{port}")
@@ -159,7 +159,7 @@ def test_the_page_goes_on_while_emoncms_hangs(
 
 
 def test_a_taken_port_stops_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A port that another program holds is an ERROR that says what to do, and posting goes on."""
+    """If another program holds the port, an ERROR says what to do, and posting goes on."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         stream = daemon("stream", LIVE_LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
         stream.wait_for_line("ERROR no live page on LIVE_LISTEN=127.0.0.1:.*PORT")

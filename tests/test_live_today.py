@@ -1,4 +1,4 @@
-"""The energy of today, for the page."""
+"""Today's energy, for the page, and the files that keep it and the graph over a restart."""
 
 import json
 import time
@@ -24,7 +24,7 @@ MIDNIGHT = NOON - 12 * 3600
     ],
 )
 def test_watts_become_kwh(p: int | None, c: int | None, expected: dict[str, float]) -> None:
-    """An hour of constant watts is exact; what is not known counts nothing."""
+    """An hour of constant watts is counted exactly; an unknown value counts as nothing."""
     today = Today().add(NOON, float("inf"), p, c)
     for second in range(1, 3601):
         today = today.add(NOON + second, 1.0, p, c)
@@ -32,7 +32,7 @@ def test_watts_become_kwh(p: int | None, c: int | None, expected: dict[str, floa
 
 
 def test_gaps_are_left_out() -> None:
-    """A silence of more than ten seconds counts nothing, one of up to ten seconds does."""
+    """A silence of more than ten seconds is left out; one of up to ten seconds is counted."""
     today = Today().add(NOON, float("inf"), 3600, 0)
     today = today.add(NOON + GAP_S, GAP_S, 3600, 0)
     today = today.add(NOON + 100, 90.0, 3600, 0)
@@ -40,7 +40,7 @@ def test_gaps_are_left_out() -> None:
 
 
 def test_a_day_begins_at_midnight() -> None:
-    """What was counted yesterday is no more, and a day that was seen from its beginning has no `since`."""
+    """At midnight counting starts from zero; a day that was read from its beginning has no `since`."""
     today = Today().add(MIDNIGHT - 2, float("inf"), 1000, 0).add(MIDNIGHT - 1, 1.0, 1000, 0)
     assert today.produced > 0
     today = today.add(MIDNIGHT, 1.0, 1000, 500)
@@ -58,7 +58,7 @@ def test_yesterday_is_not_today() -> None:
 
 
 def test_a_restart_goes_on(tmp_path: Path) -> None:
-    """What was counted is saved every five minutes and at the end, privately, and not more often."""
+    """Energy is saved every five minutes and at the end, not more often, in a file that only its owner may read."""
     file = TodayFile(tmp_path)
     today = Today().add(NOON, float("inf"), 1000, 0).add(NOON + 1, 1.0, 1000, 0)
     file.save(today, 0.0)
@@ -72,7 +72,7 @@ def test_a_restart_goes_on(tmp_path: Path) -> None:
 
 
 def test_nothing_read_is_nothing_to_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A run without a reading leaves no file, and none is no damage."""
+    """A run without a reading writes no file, and a missing file is not reported."""
     TodayFile(tmp_path).save(Today(), float("inf"))
     assert not list(tmp_path.iterdir())
     assert TodayFile(tmp_path).load() == Today()
@@ -90,7 +90,7 @@ BAD = st.one_of(
 
 @given(BAD)
 def test_any_damage_is_a_day_or_a_new_one(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    """Whatever the files hold, the page starts, with numbers that are some."""
+    """Whatever the files contain, they load without an error, and the figures are finite."""
     folder = tmp_path_factory.mktemp("state")
     for name in ("today.json", "history.json"):
         (folder / name).write_bytes(content)
@@ -102,7 +102,7 @@ def test_any_damage_is_a_day_or_a_new_one(tmp_path_factory: pytest.TempPathFacto
 
 
 def test_links_are_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A link in the place of a file is not followed, and that is said."""
+    """A symbolic link in place of the file is not followed, and a warning says so."""
     (tmp_path / "elsewhere").write_text(json.dumps(GOOD))
     (tmp_path / "today.json").symlink_to("elsewhere")
     assert TodayFile(tmp_path).load() == Today()
@@ -110,7 +110,7 @@ def test_links_are_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_history_of_the_last_minutes(tmp_path: Path) -> None:
-    """Points that are too old or of the future are left out."""
+    """Points that are too old or in the future are left out; the file is private."""
     now = time.time()
     points = [[now - 1000, 1, 1], [now - 10, 5, None], [now - 5, None, 7], [now + 99, 1, 1]]
     (tmp_path / "history.json").write_text(json.dumps(points))

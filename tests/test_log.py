@@ -1,4 +1,4 @@
-"""Where log lines go, and what is not in them."""
+"""Where log lines go, and what they must not contain."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 @pytest.fixture(autouse=True)
 def _root_logger() -> Iterator[None]:
-    """Give the root logger back as it was."""
+    """Restore the root logger after the test."""
     root, urllib3 = logging.getLogger(), logging.getLogger("urllib3")
     before = root.handlers[:], root.level, urllib3.level, logging.raiseExceptions
     yield
@@ -29,17 +29,17 @@ def _root_logger() -> Iterator[None]:
         with suppress(OSError):  # on /dev/full
             handler.close()
     root.handlers[:], root.level, urllib3.level, logging.raiseExceptions = before
-    root.setLevel(before[1])  # it also forgets which levels were found to be enabled
+    root.setLevel(before[1])  # this also clears logging's cache of enabled levels
 
 
 def journal() -> dict[str, str]:
-    """Return the environment in which stderr as it is now is the journal; capfd changes it from setup to call."""
+    """Return an environment that declares the current stderr the journal; capfd changes stderr from setup to call."""
     stderr = os.fstat(2)
     return {"JOURNAL_STREAM": f"{stderr.st_dev}:{stderr.st_ino}"}
 
 
 def fail(words: str) -> None:
-    """Log an exception of these words, with its traceback."""
+    """Log an exception with this message, and its traceback."""
 
     def raises() -> None:
         raise RuntimeError(words)
@@ -54,14 +54,14 @@ def fail(words: str) -> None:
     ("level", "number"), [("DEBUG", 7), ("INFO", 6), ("WARNING", 4), ("ERROR", 3), ("CRITICAL", 2)]
 )
 def test_the_journal_gets_levels_and_no_time(capfd: pytest.CaptureFixture[str], level: str, number: int) -> None:
-    """Under the journal a line is its syslog priority and the message: the journal has the time itself."""
+    """Under the journal a line is its syslog priority and the message, because the journal adds the time itself."""
     log.setup(journal(), "DEBUG")
     logging.getLogger("x").log(logging.getLevelName(level), "%d rows", 7)
     assert capfd.readouterr().err == f"<{number}>7 rows\n"
 
 
 def test_each_line_of_a_traceback_has_its_level(capfd: pytest.CaptureFixture[str]) -> None:
-    """The journal makes an entry of each line: all lines of a traceback are errors, and keep their indentation."""
+    """Each line of a traceback has the error level, because each is a journal entry, and keeps its indentation."""
     log.setup(journal())
     fail("one\ntwo")
     lines = capfd.readouterr().err.splitlines()
@@ -74,20 +74,20 @@ def test_each_line_of_a_traceback_has_its_level(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("environ", [{}, {"JOURNAL_STREAM": "1:2"}, {"JOURNAL_STREAM": ""}])
 def test_a_terminal_gets_time_and_level(environ: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
-    """Where stderr is not the journal, also below a service whose stderr is, a line has UTC and the level's name."""
+    """If stderr is not the journal, even under a service whose stderr is, a line has UTC and the level's name."""
     log.setup(environ)
     logging.getLogger("x").warning("away")
     assert re.fullmatch(f"{TIME} WARNING away\n", capfd.readouterr().err)
 
 
 def test_a_closed_stderr_harms_nobody(tmp_path: Path) -> None:
-    """A daemon that was started without a stderr says nothing there, and ends as it would with one."""
+    """A daemon that is started without a stderr exits as it would with one."""
     command = ["sh", "-c", 'exec "$0" -m envoy2emon stream 2>&-', sys.executable]
     assert subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, check=False).returncode == 78
 
 
 def test_the_level_holds(capfd: pytest.CaptureFixture[str]) -> None:
-    """What is below LOG_LEVEL is not written, and of urllib3's news only errors are."""
+    """Messages below LOG_LEVEL are not written, nor are urllib3's below ERROR."""
     log.setup({}, "WARNING")
     logging.getLogger("x").info("calm")
     log.setup({}, "DEBUG")
@@ -97,7 +97,7 @@ def test_the_level_holds(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_file_has_utc_pid_and_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line of LOG_FILE has UTC wherever the machine is, the process and the level; the file may hold older lines."""
+    """A line of LOG_FILE has UTC in any time zone, the process ID and the level, and is added to what is there."""
     file = tmp_path / "stream.log"
     file.write_text("older\n")
     with monkeypatch.context() as patch:
@@ -112,7 +112,7 @@ def test_the_file_has_utc_pid_and_level(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_logrotate_may_move_the_file(tmp_path: Path) -> None:
-    """After a rename the next line goes into a new file, the old one stays as it was."""
+    """After a rename the next line goes into a new file, and the old file stays as it was."""
     file, moved = tmp_path / "stream.log", tmp_path / "stream.log.1"
     log.setup({}, "INFO", file)
     logging.getLogger("x").info("first")
@@ -123,14 +123,14 @@ def test_logrotate_may_move_the_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_had_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """LOG_FILE without its directory, or that is no plain file, is a WARNING at once; lines go to stderr only."""
+    """If LOG_FILE's directory is missing or it is not a plain file, a WARNING says so and lines go to stderr only."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("fifo")
     plain = "it is not a plain file"
     for file, reason in {
         tmp_path / "no" / "x.log": "No such file or directory",
         tmp_path: plain,
-        tmp_path / "fifo": plain,  # to open it would wait for a reader
+        tmp_path / "fifo": plain,  # opening it would wait for a reader
         tmp_path / "link": plain,
         Path("/dev/tty"): plain,
     }.items():
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_had_is_a_warning(tmp_path: Path, capfd: pytest.Ca
 
 
 def test_a_file_that_is_lost_harms_nobody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A file that cannot be opened again after it was moved costs its lines; it is used again when it can be."""
+    """While a moved file cannot be opened again, only its lines are lost; it is used again once it can be opened."""
     folder, moved = tmp_path / "log", tmp_path / "moved"
     folder.mkdir()
     log.setup({}, "INFO", folder / "stream.log")
@@ -162,7 +162,7 @@ def test_a_file_that_is_lost_harms_nobody(tmp_path: Path, capfd: pytest.CaptureF
 
 
 def test_a_full_disk_harms_nobody(tmp_path: Path) -> None:
-    """A file that cannot take a line costs that line, and disturbs neither stderr nor the daemon."""
+    """If the file cannot take a line, only that line of the file is lost; stderr and the daemon are not affected."""
     script = (
         "import logging, pathlib, resource; from envoy2emon import log\n"
         "log.setup({}, 'INFO', pathlib.Path('x.log'))\n"
@@ -179,7 +179,7 @@ def test_a_full_disk_harms_nobody(tmp_path: Path) -> None:
 def test_whatever_a_neighbour_says_is_one_clean_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], *, under_journal: bool
 ) -> None:
-    """A message is one line, in stderr and file alike: no secret, no line of its own, no control character."""
+    """A message that quotes a peer is one line in stderr and file: no secret, forged line or control character."""
     words.keep_secret("hunter2hunter2")
     log.setup(journal() if under_journal else {}, "INFO", tmp_path / "x.log")
     evil = "hunter2hunter2\n<0>ERROR forged\r\x1b[2J\x9bm\u202e\ud800"

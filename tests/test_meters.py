@@ -1,4 +1,4 @@
-"""/ivp/meters -> meters, and what their owner is told."""
+"""/ivp/meters -> meters, and the advice that the owner gets about them."""
 
 import json
 from contextlib import suppress
@@ -24,7 +24,7 @@ def site(name: str) -> tuple[list[Meter], MeterReading]:
 
 
 def meter(kind: str, state: str = "enabled", **more: Any) -> str:  # noqa: ANN401
-    """Make the answer of a gateway with this one meter."""
+    """Return the answer of a gateway that has only this meter."""
     return json.dumps([{"measurementType": kind, "state": state, "phaseCount": 3, "meteringStatus": "normal"} | more])
 
 
@@ -45,13 +45,13 @@ def meter(kind: str, state: str = "enabled", **more: Any) -> str:  # noqa: ANN40
     ],
 )
 def test_a_meter_is_said_in_plain_words(answer: str, words: str) -> None:
-    """Kind, phases, on or off, and what the gateway finds wrong with it, without control characters or end."""
+    """A meter's words are its kind, phases, on or off, and what the gateway finds wrong, cleaned and cut short."""
     assert [each.words() for each in parse_meters(answer)] == [words]
 
 
 @pytest.mark.parametrize("kind", SECTIONS)
 def test_every_kind_of_meter_is_known(kind: str) -> None:
-    """All eight measurementTypes on record come out; what is no meter does not."""
+    """All eight measurementTypes on record are parsed; entries that are not meters are left out."""
     assert [each.kind for each in parse_meters(meter(kind))] == [kind]
     assert parse_meters('[7, null, {}, {"measurementType": {}}, {"measurementType": "heat"}]') == []
 
@@ -84,20 +84,20 @@ COPIED = (
     ],
 )
 def test_an_owner_is_told_what_is_wrong_with_what_is_posted(name: str, sections: tuple[str, ...], told: str) -> None:
-    """Each site of another kind has its own words and the right cure, and none if nothing wrong is posted."""
+    """Each kind of fault has its own advice with the right cure, and there is none if nothing wrong is posted."""
     meters, reading = site(name)
     assert advice(meters, sections, reading) == [told][: bool(told)]
 
 
 def test_a_net_that_is_calculated_needs_no_advice() -> None:
-    """STREAM_NET=calculated is the cure for load-only CTs, so it is not advised where it is set."""
+    """STREAM_NET=calculated is the cure for load-only CTs, so where it is set there is no advice."""
     meters, reading = site("load_only")
     assert advice(meters, ALL, reading, net_calculated=True) == []
     assert advice([], ALL, reading) == []
 
 
 def test_other_meters_that_are_off_or_wired_wrongly() -> None:
-    """Of the meters beyond production and consumption, and of troubles, only what is posted is said."""
+    """Other meters that are off, and meters with faults, are reported only if their section is posted."""
     both = parse_meters(meter("production", meteringStatus="check-wiring")) + parse_meters(meter("storage", "disabled"))
     wiring = "the meter for production: check its wiring"
     assert advice(both, ("prod",)) == [wiring]
@@ -107,7 +107,7 @@ def test_other_meters_that_are_off_or_wired_wrongly() -> None:
 
 
 def test_at_night_total_may_equal_net() -> None:
-    """While nothing is produced the two are the same on every gateway."""
+    """While nothing is produced, consumption and net are equal on every gateway, so that is not reported."""
     watts = {"production": -2.1, "net-consumption": 5, "total-consumption": 5}
     reports = [{"createdAt": 1, "reportType": kind, "lines": [{"actPower": p}]} for kind, p in watts.items()]
     _, reading = parse_reports(json.dumps(reports), 1.0)
@@ -117,6 +117,6 @@ def test_at_night_total_may_equal_net() -> None:
 @settings(deadline=None)
 @given(st.text() | st.sampled_from(["{}", "null", "[" * 60_000, "[" + "0," * 100 + "0]", "<html>", "NaN"]))
 def test_what_is_no_list_of_meters_is_a_bad_reading(text: str) -> None:
-    """Whatever a gateway answers gives meters or a BadReading, and the meters can be said."""
+    """Whatever a gateway answers gives meters or a BadReading, and the meters can be put into words."""
     with suppress(BadReading):
         assert all(each.words() for each in parse_meters(text))

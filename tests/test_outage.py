@@ -1,4 +1,4 @@
-"""When to try a neighbour again, and what the journal hears of it."""
+"""When to try the gateway or EmonCMS again after a failure, and what is logged of an outage."""
 
 import logging
 
@@ -8,7 +8,7 @@ from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage, duration
 
 
 class Time:
-    """A monotonic clock that moves when it is told to."""
+    """A monotonic clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 500.0
@@ -20,18 +20,18 @@ class Time:
 
 @pytest.fixture
 def clock(caplog: pytest.LogCaptureFixture) -> Time:
-    """Return a clock that stands; the log is read from INFO on."""
+    """Return a stopped clock, and capture the log from INFO up."""
     caplog.set_level(logging.INFO)
     return Time()
 
 
 def outage(clock: Time, jitter: float = 0.0) -> Outage:
-    """Return the view of a neighbour whose waits grow to 60 s."""
+    """Return an Outage of EmonCMS whose waits grow to 60 s."""
     return Outage("EmonCMS", 60.0, clock, lambda: jitter)
 
 
 def test_waits_double(clock: Time) -> None:
-    """From 1 s to the limit, and from 1 s again after it has proved reliable; jitter only lengthens."""
+    """Waits double from 1 s to the limit, and start at 1 s again after steady(); jitter only lengthens them."""
     one = outage(clock)
     assert [one.fails("away") for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
     one.ends()
@@ -42,14 +42,14 @@ def test_waits_double(clock: Time) -> None:
 
 
 def test_who_refuses_us_is_asked_every_five_minutes(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """A trouble that only the owner can end is an ERROR, once, and is tried again seldom."""
+    """A trouble that only the owner can end is logged once, as an ERROR, and tried again every five minutes."""
     one = outage(clock)
     assert [one.refused("wrong key") for _ in range(3)] == [REFUSED_WAIT_S] * 3
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("ERROR", "EmonCMS: wrong key")]
 
 
 def test_an_outage_is_two_lines(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """One line when it begins and one when it ends, with how long and how much, whatever the reasons between."""
+    """An outage is logged when it begins and when it ends, with its length and what waited, whatever reasons follow."""
     one = outage(clock)
     for reason in ("502", "502", "refused", "502"):
         one.fails(reason)
@@ -62,7 +62,7 @@ def test_an_outage_is_two_lines(clock: Time, caplog: pytest.LogCaptureFixture) -
 
 
 def test_another_kind_of_trouble_is_news(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """If a neighbour that was away comes back and refuses us, the owner hears of it."""
+    """If EmonCMS was away and then refuses us, that is logged too."""
     one = outage(clock)
     one.fails("502")
     one.refused("wrong key")
@@ -71,7 +71,7 @@ def test_another_kind_of_trouble_is_news(clock: Time, caplog: pytest.LogCaptureF
 
 
 def test_flapping_is_said_once(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """What comes and goes within a minute for the same reason does not fill the journal."""
+    """A trouble that comes and goes within a minute for the same reason does not fill the journal."""
     one = outage(clock)
     for _ in range(20):
         one.fails("closed the connection")
@@ -85,7 +85,7 @@ def test_flapping_is_said_once(clock: Time, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_what_begins_like_flapping_and_stays_is_said(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """An outage that was taken for flapping is told as soon as it lasts, and so is its end."""
+    """An outage that began like flapping is logged once it lasts a minute, and so is its end."""
     one = outage(clock)
     one.fails("closed the connection")
     clock.now += 41
@@ -100,7 +100,7 @@ def test_what_begins_like_flapping_and_stays_is_said(clock: Time, caplog: pytest
 
 
 def test_who_was_told_of_a_loss_is_told_of_its_end(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """Two outages of different kinds within a minute are four lines."""
+    """Two outages for different reasons within a minute are four lines, because each end is logged too."""
     one = outage(clock)
     for reason in ("502", "refused"):
         one.fails(reason)
@@ -113,7 +113,7 @@ def test_who_was_told_of_a_loss_is_told_of_its_end(clock: Time, caplog: pytest.L
 
 
 def test_a_neighbours_words_stay_in_one_line(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """A page in an answer neither breaks a line of the log nor floods it."""
+    """A whole page quoted from an answer stays in one line of the log and is cut short."""
     one = outage(clock)
     one.fails("answers 500\n<html>\n" + "x" * 9999)
     assert caplog.messages[0].startswith("EmonCMS: answers 500 <html> xxx")
@@ -121,7 +121,7 @@ def test_a_neighbours_words_stay_in_one_line(clock: Time, caplog: pytest.LogCapt
 
 
 def test_ending_without_an_outage_says_nothing(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
-    """Success is no news."""
+    """A success without an outage is not logged."""
     outage(clock).ends("; 1 row")
     assert caplog.messages == []
 
@@ -140,5 +140,5 @@ def test_ending_without_an_outage_says_nothing(clock: Time, caplog: pytest.LogCa
     ],
 )
 def test_durations_are_written_as_people_do(seconds: float, words: str) -> None:
-    """Two units at most, no fractions."""
+    """A duration has at most two units and no fractions."""
     assert duration(seconds) == words

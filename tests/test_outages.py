@@ -1,4 +1,4 @@
-"""EmonCMS is away in every way: nothing is lost, no energy is counted twice, by processes on sockets."""
+"""EmonCMS fails in every way, with daemons as processes on sockets: nothing is lost, no energy is counted twice."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -16,17 +16,17 @@ from tests.ledger import kwh_error
 from tests.meter import AWAY, NUMBER, QUICK, Meter, held, restart, stream
 
 MIB = 1024 * 1024
-# EmonCMS's timeouts are for a Raspberry Pi that is busy.
+# The timeouts for EmonCMS allow for a busy Raspberry Pi; these tests shorten them.
 IMPATIENT = "import envoy2emon.emoncms.client as client\nclient.web.CONNECT_S = client.ANSWER_TIMEOUT_S = 0.5\n"
 
 
 def troubles(one: Daemon) -> list[str]:
-    """Return what the journal heard of EmonCMS."""
+    """Return the log messages about EmonCMS."""
     return [line.split(" ", 2)[2] for line in one.lines if " EmonCMS: " in line]
 
 
 def test_while_emoncms_answers_nothing_is_written(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """No byte goes to a disk, no backlog is made, and the memory stays small."""
+    """While EmonCMS answers, no byte goes to the disk, no backlog file is made, and memory stays within 64 MiB."""
     one = stream(daemon, envoy)
     meter.send(5)
     meter.wait_for(5)
@@ -40,7 +40,7 @@ def test_while_emoncms_answers_nothing_is_written(daemon: StartDaemon, envoy: Si
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_away_in_every_way(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, tmp_path: Path, name: str) -> None:
-    """Rows are kept, whatever EmonCMS answers; two lines tell of it; then all arrive, dated when they were read."""
+    """Whatever EmonCMS answers, rows are kept, two lines are logged, and then all arrive, dated when they were read."""
     meter.emoncms.clock_offset = -5 * 3600
     one = daemon("stream", QUICK | altered(tmp_path / "impatient", IMPATIENT), STREAM_KEYS="wNow,frequency")
     envoy.wait_for_stream()
@@ -63,7 +63,7 @@ def test_away_in_every_way(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Me
 
 @pytest.mark.parametrize("way", ["refuse", "reset", "stall"])
 def test_away_on_the_network(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, way: str) -> None:
-    """Refused, reset or silent: readings go on being received, and all arrive in order, rightly dated."""
+    """If connections to EmonCMS are refused, reset or stalled, rows are kept and arrive in order, rightly dated."""
     port = urlsplit(meter.emoncms.url).port or 0
     with FaultProxy("127.0.0.1", port) as proxy:
         one = stream(daemon, envoy, EMONCMS_URL=f"http://127.0.0.1:{proxy.port}/emoncms")
@@ -73,7 +73,7 @@ def test_away_on_the_network(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: 
         if way == "reset":
             proxy.cut()
         meter.send(12)
-        one.wait_for_notify(r"^STATUS=.*\b1[1-3] rows waiting", 15)  # one is under way, or one more went astray
+        one.wait_for_notify(r"^STATUS=.*\b1[1-3] rows waiting", 15)  # one may be under way, or one more gone astray
         if way == "stall":
             proxy.cut()
         proxy.pass_through()
@@ -82,7 +82,7 @@ def test_away_on_the_network(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: 
 
 
 def test_a_post_that_is_held_up_costs_no_energy(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """php-fpm stands still for ten seconds: its post is applied then, with its date, and the energy is exact."""
+    """A post that php-fpm holds up for ten seconds is applied afterwards with its own dates; the energy is exact."""
     stream(daemon, envoy)
     meter.send(3, 1.0)
     meter.emoncms.fail_next(HoldsUp(10.0))
@@ -95,7 +95,7 @@ def test_a_post_that_is_held_up_costs_no_energy(daemon: StartDaemon, envoy: Simu
 
 
 def test_a_bad_row_is_dropped_alone(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """A row that EmonCMS rejects is an ERROR with the server's words; the rows around it arrive."""
+    """A row that EmonCMS rejects is logged as an ERROR with the server's words; the rows around it arrive."""
     meter.emoncms.account.reject = lambda _, inputs: inputs[NUMBER] == 7
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)

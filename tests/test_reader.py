@@ -1,4 +1,4 @@
-"""The reader: stream or reports, outages, sites without meters, and what is said of the meters."""
+"""The reader: stream or reports, outages, sites without meters, and what is logged about the meters."""
 
 import json
 import logging
@@ -35,10 +35,10 @@ class _End(Exception):
 
 
 class Script:
-    """A gateway by a script, on a clock of its own: what each page does next, an error or an answer.
+    """A gateway with its own clock that follows a script: for each request, an error or an answer.
 
-    stream: an error, or the seconds after which each chunk comes. reports: an error, or the seconds an answer takes; it
-    is of a new date every two seconds. What the script does not hold ends it.
+    stream: an error, or a list of chunks: seconds until an event comes, or bytes. reports: an error, the seconds that
+    an answer takes (it has a new date every two seconds), or its text. Where the script ends, so does the reader.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Script:
         )
 
     def run(self) -> list[Arrival]:
-        """Follow the script to its end, and return what arrived."""
+        """Run the reader to the end of the script, and return what arrived."""
         with pytest.raises(_End):
             self.reader.run(lambda: None)
         arrived = [self.inbox.get() for _ in range(self.inbox.qsize())]
@@ -74,7 +74,7 @@ class Script:
 
     @contextmanager
     def stream(self, silence: float) -> Iterator[Iterator[bytes]]:
-        """Do as Gateway.stream."""
+        """Stand in for Gateway.stream."""
         self.asked.append(("stream", self.now))
         yield self._pieces(self._next(self._stream), silence)
 
@@ -90,7 +90,7 @@ class Script:
         raise Lost("the stream has ended")
 
     def text(self, path: str, _patience: float = 60) -> str:
-        """Do as Gateway.text."""
+        """Stand in for Gateway.text."""
         if path == METERS:
             if isinstance(self.meters, Exception):
                 raise self.meters
@@ -127,7 +127,7 @@ AWAY, DENIED, MISSING = Lost("away"), NotFound("not for owners"), NotFound("answ
 
 
 def test_backoff() -> None:
-    """Waits double from 1 s to 30 s: at most six attempts in any minute, jitter makes them fewer."""
+    """Waits double from 1 s to 30 s, so there are at most six attempts in any minute; jitter only lengthens waits."""
     for jitter in (0.0, 1.0):
         script = Script(*[AWAY] * 30)
         script.jitter = jitter
@@ -138,7 +138,7 @@ def test_backoff() -> None:
 
 
 def test_flapping_is_no_recovery() -> None:
-    """Streams that break off after seconds do not bring the waits back to 1 s, one that held for a minute does."""
+    """A stream that breaks off within a minute does not bring the waits back to 1 s; one that lasts a minute does."""
     script = Script(AWAY, [5.0], [5.0], [59.0], [30.0, 30.0], [5.0])
     script.run()
     assert script.waits == [1, 2, 4, 8, 1, 2]
@@ -152,7 +152,7 @@ def test_refused_once_in_five_minutes() -> None:
 
 
 def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A night's outage is a line when it begins and one when it ends, with how long it lasted."""
+    """A long outage is logged once when it begins and once when it ends, with how long it lasted."""
     caplog.set_level("INFO", "envoy2emon.outage")
     Script(*[AWAY] * 20, [59.0, 2.0], AWAY).run()
     lines = [(record.levelname, record.getMessage()) for record in caplog.records if "outage" in record.name]
@@ -167,7 +167,7 @@ def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_comes_goes_on_at_once() -> None:
-    """An opened connection is an Arrival without readings, each chunk's events are one with the time they came."""
+    """An opened connection gives an Arrival without readings; each chunk's events give one with the time they came."""
     half = EVENT[:500]
     script = Script([1.0, half, EVENT[500:] + EVENT, b": nothing\n\n", 2.0])
     arrivals = script.run()
@@ -176,13 +176,13 @@ def test_what_comes_goes_on_at_once() -> None:
 
 
 def test_a_half_of_an_event_is_not_joined_with_the_next_connection() -> None:
-    """A connection that breaks in mid-event loses that event alone."""
+    """A connection that breaks in mid-event loses only that event."""
     arrivals = Script([EVENT[:500]], [EVENT[500:], EVENT]).run()
     assert [len(arrival.readings) for arrival in arrivals] == [0, 0, 1]
 
 
 def test_garbage_costs_no_connection(caplog: pytest.LogCaptureFixture) -> None:
-    """What is no reading is skipped and counted, and said once."""
+    """Events that are not readings are skipped and counted, and logged once."""
     garbage = [b"data: " + each + b"\n\n" for each in (b'{"production":', b"[1]", b"\xff", b"[" * 50_000, b"{}")]
     script = Script([1.0, *garbage, 1.0])
     assert len(script.run()) == 3
@@ -196,7 +196,7 @@ def test_garbage_costs_no_connection(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_fixed_rate() -> None:
-    """Reports are asked for once a second; while the gateway is slow it gets as long a rest."""
+    """Reports are asked for once a second; after a slow answer the gateway is left alone for as long as it took."""
     script = Script(DENIED, reports=[0.25, 0.5, 0.125, 2.0, 0.75, 0.25, 0.25])
     arrivals = script.run()
     assert [later - earlier for earlier, later in pairwise(script.times("reports"))] == [1, 1, 1, 4, 1.5, 1, 1]
@@ -204,7 +204,7 @@ def test_fixed_rate() -> None:
 
 
 def test_stream_is_asked_again_once_a_day() -> None:
-    """While reports are read the stream is asked again once a day, and reports go on when it is still refused."""
+    """While reports are read the stream is tried once a day, and if it is still refused, reports are read on."""
     script = Script(DENIED, DENIED, DENIED, reports=[5000.0] * 20, STREAM_TIMEOUT_S="3600")
     script.run()
     times = script.times("stream")
@@ -213,7 +213,7 @@ def test_stream_is_asked_again_once_a_day() -> None:
 
 
 def test_neither() -> None:
-    """A gateway that opens neither, as one that starts, is asked for both with the waits of an outage."""
+    """A gateway that offers neither, like one that is starting, is asked for both with the waits of an outage."""
     script = Script(MISSING, MISSING, [1.0], reports=[MISSING, MISSING])
     assert len(script.run()) == 2
     assert script.asked == [("stream", 0), ("reports", 0), ("stream", 1), ("reports", 1), ("stream", 3), ("stream", 8)]
@@ -221,7 +221,7 @@ def test_neither() -> None:
 
 @pytest.mark.parametrize("source", ["stream", "reports"])
 def test_source(source: str) -> None:
-    """STREAM_SOURCE=stream and =reports ask for nothing else, Refused or not."""
+    """With STREAM_SOURCE=stream or =reports only that source is asked for, even after Refused."""
     script = Script(*[MISSING, Refused("no")] * 3, reports=[MISSING, Refused("no")] * 3, STREAM_SOURCE=source)
     script.run()
     assert {page for page, _ in script.asked} == {source}
@@ -232,7 +232,7 @@ def test_source(source: str) -> None:
 
 
 def test_reports_that_stand_still() -> None:
-    """Reports of one date for STREAM_TIMEOUT_S are an outage, as a stream that stalls."""
+    """Reports whose date does not change for STREAM_TIMEOUT_S are an outage, like a stream that stalls."""
     still = json.dumps(reports(THREE_PHASE_EVENT, 1717243199))
     script = Script(DENIED, reports=[still] * 20, STREAM_TIMEOUT_S="10")
     script.run()
@@ -255,7 +255,7 @@ def test_reports_that_stand_still() -> None:
 def test_no_meters(
     caplog: pytest.LogCaptureFixture, reports: list[Any], meters: str | Exception, *, metered: bool
 ) -> None:
-    """A gateway without meters is said once, with the cure, and asked again every five minutes; it is no ERROR."""
+    """A lack of meters is logged once, with the cure but not as an ERROR, and is checked again every five minutes."""
     script = Script(*[MISSING] * 3, reports=reports * 3, meters=meters)
     script.info = Info("http://envoy", "122112345678", "R3.9.36", needs_token=False, metered=metered, ahead=None)
     assert script.run() == []
@@ -267,17 +267,17 @@ def test_no_meters(
 
 
 def test_meters_that_are_only_silent() -> None:
-    """Empty reports of a gateway that lists meters are no reading, and asked for on."""
+    """Empty reports from a gateway that lists meters are not a reading, and reports are still asked for."""
     script = Script(DENIED, reports=["[]", "[]", 0.0])
     assert len(script.run()) == 1
     assert script.waits[:2] == [1, 1]
 
 
-# --- What is said of the meters
+# --- What is logged about the meters
 
 
 def test_the_meters_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """At the first reading it is said which meters there are, and what is wrong with what is posted."""
+    """At the first reading it is logged, once, which meters there are and what is wrong with what is posted."""
     caplog.set_level(logging.INFO)
     meters = json.dumps(fixtures.site_of("net_off")["meters"])
     Script([1.0, 1.0], [1.0], meters=meters).run()
@@ -289,7 +289,7 @@ def test_the_meters_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("meters", [MISSING, AWAY, Refused("no"), "<html>"])
 def test_meters_that_are_not_listed(caplog: pytest.LogCaptureFixture, meters: str | Exception) -> None:
-    """Firmware before 4 does not list its meters, and a page that fails costs no reading: nothing is said of it."""
+    """If the meters are not listed, as by firmware before 4, or the page fails, readings arrive without a warning."""
     assert len(Script([1.0, 1.0], meters=meters).run()) == 3
     assert not [words for words in said(caplog, "WARNING") if "meter" in words]
 
@@ -299,7 +299,7 @@ def test_meters_that_are_not_listed(caplog: pytest.LogCaptureFixture, meters: st
 
 @pytest.fixture
 def follow() -> Iterator[Callable[[SimulatedEnvoy], SimpleQueue[Arrival | None]]]:
-    """Return a function that starts a reader of a gateway and gives its inbox; waits are a tenth as long."""
+    """Return a function that starts a reader of a gateway and returns its inbox; waits are a tenth as long."""
     ended, threads = Event(), list[Thread]()
 
     def turned() -> None:
@@ -339,7 +339,7 @@ def sections(inbox: SimpleQueue[Arrival | None]) -> Any:  # noqa: ANN401
 
 @pytest.mark.parametrize("firmware", ["D5.0.62", "D7.0.88", "D7.6.175", "D8.3.6086"])
 def test_firmware(certificate: Certificate, follow: Follow, firmware: str) -> None:
-    """With an owner's token each firmware gives its meters, by the stream or by the reports."""
+    """With an owner's token each firmware gives its readings, by the stream or by the reports."""
     with SimulatedEnvoy(tls=certificate.context) as envoy:
         fixtures.load(envoy, firmware)
         envoy.metered = True
@@ -365,7 +365,7 @@ def test_firmware(certificate: Certificate, follow: Follow, firmware: str) -> No
     ],
 )
 def test_site(certificate: Certificate, follow: Follow, name: str, pages: list[tuple[str, int]]) -> None:
-    """A site's reading is what its reports say; one without meters is said to have none."""
+    """A site's reading is what its reports say; where they are empty, the list of meters is asked for."""
     with SimulatedEnvoy(tls=certificate.context) as envoy:
         fixtures.load_site(envoy, name)
         inbox = follow(envoy)
@@ -381,7 +381,7 @@ def test_site(certificate: Certificate, follow: Follow, name: str, pages: list[t
 
 
 def test_from_stream_to_reports_and_back(certificate: Certificate, follow: Follow) -> None:
-    """An update that takes the stream from owners leaves them the same readings."""
+    """After an update that closes the stream to owners, the reports give the same readings."""
     with SimulatedEnvoy("D7.0.88", tls=certificate.context) as envoy:
         inbox = follow(envoy)
         envoy.wait_for_stream()

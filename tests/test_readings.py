@@ -25,7 +25,7 @@ from tests import fixtures
 Parse = Callable[[str], object]
 PARSERS: list[Parse] = [lambda text: parse_event(text, 1.0), lambda text: parse_reports(text, 1.0), parse_inverters]
 
-# Whatever JSON can be, with the names that the Envoy uses among its keys.
+# Any JSON, with the gateway's names among its keys.
 NAMES = st.sampled_from([*SECTIONS, *PHASES, *REPORT_NAMES, *REPORT_NAMES.values(), "lines", "reportType", "createdAt"])
 KEYS = NAMES | st.sampled_from(["serialNumber", "lastReportDate", "lastReportWatts", "maxReportWatts"]) | st.text()
 JSON: st.SearchStrategy[Any] = st.recursive(
@@ -39,7 +39,7 @@ NO_NUMBERS = ["null", "true", "false", '"54.7"', '""', "[]", "[1]", "{}", '{"p":
 
 
 def phase_a(value: str) -> str:
-    """Make an event whose p is this JSON text, beside a v of 230.5."""
+    """Make an event whose p is this JSON text and whose v is 230.5."""
     return f'{{"production":{{"ph-a":{{"p":{value},"v":230.5}}}}}}'
 
 
@@ -60,14 +60,14 @@ def phase_a(value: str) -> str:
     ],
 )
 def test_numbers_keep_their_digits(digits: str) -> None:
-    """A number comes out with the sign, digits and exponent that the Envoy wrote, without the noise of a float."""
+    """A number keeps the sign, digits and exponent that the gateway wrote, without the rounding of a float."""
     p = parse_event(phase_a(digits), 1.0).sections["production"]["ph-a"]["p"]
     assert p.as_tuple() == Decimal(digits).as_tuple()
 
 
 @pytest.mark.parametrize("value", NOT_FINITE + NO_NUMBERS)
 def test_what_is_no_finite_number_is_left_out(value: str) -> None:
-    """A value that is no finite number of at most 40 characters is not in the reading; the event's other values are."""
+    """A value that is not a finite number of at most 40 characters is left out; the event's other values are kept."""
     reading = parse_event(phase_a(value), 1.0)
     assert reading.sections == {"production": {"ph-a": {"v": Decimal("230.5")}}}
 
@@ -83,7 +83,7 @@ def test_each_recorded_event_comes_out_whole(firmware: str) -> None:
 
 @pytest.mark.parametrize("section", ["production", "net-consumption", "total-consumption"])
 def test_what_is_missing_stays_missing(section: str) -> None:
-    """A section, phase or value that the event lacks, or gives as something else, is not in the reading."""
+    """A section, phase or value that the event lacks, or gives with the wrong type, is not in the reading."""
     event = json.loads(site.THREE_PHASE_EVENT, parse_float=Decimal)
     del event[section]["ph-b"], event[section]["ph-a"]["p"]
     text = json.dumps(event, default=float)
@@ -104,7 +104,7 @@ def test_a_stream_without_production_has_none() -> None:
 
 
 def test_names_that_we_do_not_know_are_ignored() -> None:
-    """A section, phase or quantity of a later firmware does no harm and does not come out."""
+    """Unknown sections, phases and quantities, as of a later firmware, are left out and do no harm."""
     text = '{"heat":{"ph-a":{"p":1}},"production":{"ph-d":{"p":1},"ph-a":{"p":2,"thd":3}},"production ":1}'
     assert parse_event(text, 1.0).sections == {"production": {"ph-a": {"p": Decimal(2)}}}
 
@@ -137,7 +137,7 @@ BAD = {
 @pytest.mark.parametrize("parse", PARSERS, ids=["event", "reports", "inverters"])
 @pytest.mark.parametrize("text", BAD, ids=lambda text: text[:20])
 def test_what_is_no_answer_is_a_bad_reading(parse: Parse, text: str) -> None:
-    """An HTML page, cut JSON, nothing and the wrong type are a BadReading that says what it is, in a short line."""
+    """HTML, truncated JSON, an empty answer and the wrong type raise a BadReading that says which, in a short line."""
     with pytest.raises(BadReading) as caught:
         parse(text)
     assert str(caught.value).startswith(BAD[text])
@@ -163,7 +163,7 @@ def test_what_is_no_answer_is_a_bad_reading(parse: Parse, text: str) -> None:
     ],
 )
 def test_json_of_another_kind_is_a_bad_reading(parse: Parse, text: str, words: str) -> None:
-    """JSON that is not what the endpoint sends is a BadReading that says so."""
+    """JSON that is not what the endpoint sends raises a BadReading that says so."""
     with pytest.raises(BadReading, match=words):
         parse(text)
 
@@ -171,7 +171,7 @@ def test_json_of_another_kind_is_a_bad_reading(parse: Parse, text: str, words: s
 @settings(deadline=None, max_examples=200)
 @given(st.text() | JSON.map(json.dumps), st.sampled_from(PARSERS))
 def test_nothing_else_is_ever_raised(text: str, parse: Parse) -> None:
-    """Any text and any JSON give a result or a BadReading whose words can be logged on one line."""
+    """Any text and any JSON give a result or a BadReading whose words fit on one line of the log."""
     words = "a result"
     try:
         parse(text)
@@ -183,7 +183,7 @@ def test_nothing_else_is_ever_raised(text: str, parse: Parse) -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.integers(0, 2000), st.sampled_from(["D5.0.62", "D7.6.175"]))
 def test_an_answer_cut_anywhere_is_a_bad_reading(length: int, firmware: str) -> None:
-    """Cut JSON never passes for a smaller answer."""
+    """Truncated JSON never passes for a smaller answer."""
     answers = [fixtures.events(firmware)[0], fixtures.text("D7.6.175", "ivp_meters_reports.json")]
     for parse, text in zip(PARSERS, [*answers, fixtures.text(firmware, "inverters.json")], strict=True):
         with pytest.raises(BadReading):
@@ -193,7 +193,7 @@ def test_an_answer_cut_anywhere_is_a_bad_reading(length: int, firmware: str) -> 
 @settings(deadline=None, max_examples=100)
 @given(JSON, st.sampled_from(SECTIONS[:3]), st.sampled_from(PHASES), st.sampled_from(list(REPORT_NAMES)))
 def test_one_wrong_value_harms_no_other(value: object, section: str, phase: str, key: str) -> None:
-    """Whatever stands in one value's place, the other 62 come out as they were sent."""
+    """Whatever replaces one value, the other 62 come out as they were sent."""
     event = json.loads(site.THREE_PHASE_EVENT)
     expected = {name: dict(phases) for name, phases in parse_event(site.THREE_PHASE_EVENT, 1.0).sections.items()}
     event[section][phase][key] = value
@@ -205,7 +205,7 @@ def test_one_wrong_value_harms_no_other(value: object, section: str, phase: str,
 
 @pytest.mark.parametrize("firmware", ["D7.0.88", "D7.6.175", "D8.3.6086"])
 def test_reports_give_the_reading_that_the_stream_gives(firmware: str) -> None:
-    """The reports' lines and the stream's event of one moment are the same MeterReading, for each phase in use."""
+    """For each phase in use, the reports and the stream's event of the same moment give the same MeterReading."""
     created, reading = parse_reports(fixtures.text(firmware, "ivp_meters_reports.json"), 3.25)
     streamed = parse_event(fixtures.events(firmware)[0], 3.25)
     used = {section: len(phases) for section, phases in reading.sections.items()}
@@ -219,7 +219,7 @@ def test_reports_give_the_reading_that_the_stream_gives(firmware: str) -> None:
 
 
 def test_reports_use_lines_and_the_newest_date() -> None:
-    """`cumulative` is not used, a line that is no object leaves its phase out, createdAt is the newest of all."""
+    """`cumulative` is ignored, a line that is not an object leaves its phase out, and the newest createdAt counts."""
     text = """[{"reportType": "production", "createdAt": 1717243198, "cumulative": {"actPower": 9},
                 "lines": [{"actPower": 50.00, "rmsVoltage": null}, 7, {"freqHz": -0.0}, {"actPower": 4}]},
                {"reportType": "net-consumption", "createdAt": 1717243199, "lines": []}, 5,
@@ -233,7 +233,7 @@ def test_reports_use_lines_and_the_newest_date() -> None:
 
 @pytest.mark.parametrize("firmware", fixtures.FIRMWARES)
 def test_each_recorded_inverter_comes_out(firmware: str) -> None:
-    """A recorded list gives each inverter's report, but for those of date 0, which are named."""
+    """A recorded list gives each inverter's report, except those of date 0, which are skipped and named."""
     text = fixtures.text(firmware, "inverters.json")
     units = json.loads(text)
     reports, skipped = parse_inverters(text)
@@ -270,14 +270,14 @@ GOOD = {"serialNumber": "121200310052", "lastReportDate": 1717243001, "lastRepor
     ids=str,
 )
 def test_an_entry_that_is_no_report_is_skipped_and_named(change: dict[str, Any], name: str) -> None:
-    """Without a serial number, a date or watts an entry is skipped and named; those around it come out."""
+    """An entry without a valid serial number, date or watts is skipped and named; the entries around it are kept."""
     reports, skipped = parse_inverters(json.dumps([GOOD, GOOD | change, GOOD | {"serialNumber": "121200310053"}]))
     assert len(reports) == 2
     assert skipped == [name]
 
 
 def test_devtype_and_greatest_watts_may_be_missing() -> None:
-    """Neither is needed: devType, by which 11 is an AC battery, is missing up to M4.2.33."""
+    """Neither maxReportWatts nor devType (11: an AC battery) is needed; devType is missing up to M4.2.33."""
     unit = {name: GOOD[name] for name in GOOD if name != "maxReportWatts"}
     battery = unit | {"serialNumber": "121200310053", "devType": 11}
     assert parse_inverters(json.dumps([unit, battery])) == (
@@ -291,7 +291,7 @@ def test_devtype_and_greatest_watts_may_be_missing() -> None:
 
 @pytest.mark.parametrize("ages", [(5, 0, 9), (0, 5, 9), (9, 5, 0)])
 def test_a_serial_that_is_listed_twice_gives_its_newest_report(ages: tuple[int, ...]) -> None:
-    """A serial number can be listed more than once, in any order."""
+    """If a serial number is listed more than once, its newest report counts, in any order."""
     date = GOOD["lastReportDate"]
     assert isinstance(date, int)
     units = [GOOD | {"lastReportDate": date - age, "lastReportWatts": age} for age in ages]
@@ -299,7 +299,7 @@ def test_a_serial_that_is_listed_twice_gives_its_newest_report(ages: tuple[int, 
 
 
 def test_load_only_meters_give_a_reading() -> None:
-    """One line of production beside three of consumption, and no net, is a reading of what there is."""
+    """One line of production, three of consumption and no net give a reading of what is there."""
     _, reading = parse_reports(json.dumps(fixtures.site_of("load_only")["reports"]), 1.0)
     assert {section: list(phases) for section, phases in reading.sections.items()} == {
         "production": ["ph-a"],

@@ -1,4 +1,4 @@
-"""Daemons that stop, are killed, start again, or meet a bad disk: nothing is lost but what a kill may cost."""
+"""Daemons that stop, are killed, start again, or meet a full disk: nothing is lost except what a kill may cost."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.meter import AWAY, QUICK, Meter, held, restart, stream
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount small disks."""
+    """Return a function that mounts a small disk and returns its path."""
     mounted: list[Path] = []
 
     def mount(options: str) -> Path:
@@ -37,7 +37,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def test_sigterm_loses_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """What waits at SIGTERM, what came a moment before, arrives after the next start, and the file goes."""
+    """Rows that wait at SIGTERM, even the newest, arrive after the next start, and then the file is deleted."""
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(40)
@@ -55,7 +55,7 @@ def test_sigterm_loses_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, meter
 
 
 def test_the_last_reading_before_sigterm_is_posted(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """With EMONCMS_INTERVAL_S rows wait for their post, but not at the end; and a burst that is held is let go."""
+    """At SIGTERM, rows that wait for EMONCMS_INTERVAL_S are posted at once, and a burst that is held is released."""
     one = stream(daemon, envoy, EMONCMS_INTERVAL_S=3600)
     meter.send(1)
     meter.wait_for(1)
@@ -73,7 +73,7 @@ def test_the_last_reading_before_sigterm_is_posted(daemon: StartDaemon, envoy: S
 def test_a_post_under_way_at_the_end_is_asked_for(
     daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, fault: AnswersLate | HoldsUp | Cuts
 ) -> None:
-    """EmonCMS applied rows and did not answer: the next run asks, goes on behind them, and energy is exact."""
+    """If EmonCMS did not answer a post, the next run asks what was applied, goes on after it, and energy is exact."""
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(30)
@@ -90,7 +90,7 @@ def test_a_post_under_way_at_the_end_is_asked_for(
 
 
 def test_a_kill_costs_at_most_a_minute(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """What was saved before a SIGKILL arrives; what is younger may be lost, and nothing else."""
+    """Rows that were saved before a SIGKILL arrive; only newer ones may be lost."""
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(30)
@@ -109,7 +109,7 @@ def test_a_kill_costs_at_most_a_minute(daemon: StartDaemon, envoy: SimulatedEnvo
 def test_the_computers_clock_may_jump(
     daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, tmp_path: Path, jump: int
 ) -> None:
-    """While EmonCMS was heard since the start, no jump of the wall clock moves a row, and no restart does."""
+    """If EmonCMS has answered since the start, no jump of the computer's clock changes a row's date, nor a restart."""
     clocks = Clocks(tmp_path / "clocks")
     one = daemon("stream", QUICK | clocks.environment, STREAM_KEYS="wNow,frequency")
     envoy.wait_for_stream()
@@ -166,7 +166,7 @@ def test_reports_keep_their_dates(daemon: StartDaemon, envoy: SimulatedEnvoy, em
 def test_a_disk_that_takes_nothing_is_said_once(
     daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, small_disk: Callable[[str], Path]
 ) -> None:
-    """On a full disk the daemon runs on from memory, says so once, and delivers all."""
+    """On a full disk the daemon keeps rows in memory, logs that once, and delivers all of them."""
     disk = small_disk("size=16k")
     meter.emoncms.fault = AWAY
     saving = altered(disk.parent / "saving", "import envoy2emon.emoncms.backlog as b\nb.SAVE_AFTER_S = 0.0\n")

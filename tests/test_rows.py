@@ -15,7 +15,7 @@ from envoy2emon.rows import KEY_NAMES, Row, Selection, inverter_row, not_applied
 SECTIONS = {"prod": "production", "cons": "total-consumption", "net": "net-consumption"}
 FORUM_KEYS = ("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor")
 
-# The 36 inputs of the event with which the project began, as the forum scripts named them: values in FORUM_KEYS' order.
+# The project's first event as 36 inputs, named as by the forum scripts; each line has its values in FORUM_KEYS' order.
 THREE_PHASES = """
     prod_ph-a 54.745 246.186 0.752 0.31
     prod_ph-b 49.576 248.261 0.723 0.28
@@ -37,12 +37,12 @@ def selection(
     *,
     net_calculated: bool = False,
 ) -> Selection:
-    """Select what the defaults select, but for what is given."""
+    """Return the default selection, with the given changes."""
     return Selection(sections, phases, keys, Decimal(min_production), net_calculated)
 
 
 def watts(prod: str | None, cons: str | None, net: str | None) -> MeterReading:
-    """Make a reading of one phase from these watts; None: the Envoy did not send them."""
+    """Make a reading of one phase from these watts; None: the gateway did not send them."""
     values = {"production": prod, "total-consumption": cons, "net-consumption": net}
     return MeterReading(1.0, {name: {"ph-a": {"p": Decimal(p)} if p else {}} for name, p in values.items()})
 
@@ -53,7 +53,7 @@ def digits(inputs: Mapping[str, Decimal]) -> dict[str, str]:
 
 
 def test_the_three_phase_event_gives_36_inputs() -> None:
-    """The event with which the project began gives the forum scripts' 36 names with exactly the Envoy's values."""
+    """The project's first event gives the forum scripts' 36 names with exactly the gateway's values."""
     row = stream_inputs(parse_event(site.THREE_PHASE_EVENT, 7.5), selection())
     lines = [line.split() for line in THREE_PHASES.split("\n") if line.strip()]
     expected = {f"{name}_{key}": text for name, *texts in lines for key, text in zip(FORUM_KEYS, texts, strict=True)}
@@ -62,7 +62,7 @@ def test_the_three_phase_event_gives_36_inputs() -> None:
 
 
 def test_every_key_has_its_quantity() -> None:
-    """All seven keys, in the owner's order, give the seven quantities of the Envoy."""
+    """The seven keys give the gateway's seven quantities."""
     keys = ("wNow", "reactPower", "apprntPwr", "rmsVoltage", "rmsCurrent", "pwrFactor", "frequency")
     row = stream_inputs(parse_event(site.THREE_PHASE_EVENT, 0), selection(("net",), ("ph-b",), keys))
     expected = ("529.541", "-331.655", "655.161", "248.442", "2.644", "0.81", "50.0")
@@ -80,7 +80,7 @@ def test_every_key_has_its_quantity() -> None:
 def test_a_selection_selects_and_changes_nothing(
     sections: list[str], phases: list[str], keys: list[str], *, net_calculated: bool
 ) -> None:
-    """STREAM_SECTIONS, STREAM_PHASES and STREAM_KEYS choose among all inputs; what they leave out changes no other."""
+    """STREAM_SECTIONS, STREAM_PHASES and STREAM_KEYS choose among all inputs, and do not change those they choose."""
     reading = parse_event(site.THREE_PHASE_EVENT, 0)
     everything = selection(keys=tuple(KEY_NAMES), min_production="50", net_calculated=net_calculated)
     some = selection(tuple(sections), tuple(phases), tuple(keys), "50", net_calculated=net_calculated)
@@ -91,7 +91,7 @@ def test_a_selection_selects_and_changes_nothing(
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_nothing_is_invented(section: str) -> None:
-    """What the Envoy did not send has no input: a section, a phase, a value; nothing of an earlier event is used."""
+    """A section, phase or value that the gateway did not send has no input; an earlier event's is not used."""
     event = json.loads(site.THREE_PHASE_EVENT)
     whole = digits(stream_inputs(parse_event(site.THREE_PHASE_EVENT, 0), selection()))
     del event[SECTIONS[section]]["ph-a"]["v"], event[SECTIONS[section]]["ph-b"]
@@ -104,7 +104,7 @@ def test_nothing_is_invented(section: str) -> None:
 
 
 def test_a_reading_without_selected_values_gives_an_empty_row() -> None:
-    """A reading that has none of the selected inputs gives a row without any."""
+    """A reading without any selected value gives no inputs."""
     assert stream_inputs(watts("1", None, None), selection(("cons", "net"))) == {}
 
 
@@ -122,13 +122,13 @@ def test_a_reading_without_selected_values_gives_an_empty_row() -> None:
     ],
 )
 def test_small_production_counts_as_nothing(least: str, prod: str, expected: str) -> None:
-    """Production below STREAM_MIN_PRODUCTION_W is 0 W, also when negative; 0, the default, leaves all as it is."""
+    """Production below STREAM_MIN_PRODUCTION_W, even if negative, is posted as 0 W; 0, the default, changes nothing."""
     row = stream_inputs(watts(prod, "3.1", "2.2"), selection(keys=("wNow",), min_production=least))
     assert digits(row) == {"prod_ph-a_wNow": expected, "cons_ph-a_wNow": "3.1", "net_ph-a_wNow": "2.2"}
 
 
 def test_small_production_touches_watts_alone() -> None:
-    """Voltage, current and all other values of a phase that counts as 0 W stay the Envoy's."""
+    """A phase that counts as 0 W keeps the gateway's voltage, current and all other values."""
     reading = parse_event(site.THREE_PHASE_EVENT, 0)
     before, after = (stream_inputs(reading, selection(min_production=least)) for least in ("0", "50"))
     assert {name: str(after[name]) for name in after if after[name] != before[name]} == {
@@ -150,7 +150,7 @@ def test_small_production_touches_watts_alone() -> None:
     ],
 )
 def test_net_can_be_calculated(prod: str | None, cons: str | None, least: str, net: str | None) -> None:
-    """STREAM_NET=calculated: net watts are cons - prod after the rule for small production, exactly, or not there."""
+    """With STREAM_NET=calculated net watts are exactly cons - prod, after the rule for small production, or missing."""
     chosen = selection(("net",), ("ph-a",), ("wNow",), least, net_calculated=True)
     assert digits(stream_inputs(watts(prod, cons, "7777"), chosen)) == ({"net_ph-a_wNow": net} if net else {})
 
@@ -170,7 +170,7 @@ def test_calculated_net_keeps_its_other_values() -> None:
     st.decimals(allow_nan=False, allow_infinity=False, places=3) | st.sampled_from([Decimal("-0.0"), Decimal("1e3")])
 )
 def test_a_row_is_written_in_the_gateways_digits(value: Decimal) -> None:
-    """A row's JSON gives each value with the digits that it came with."""
+    """A row's JSON has each value in the digits in which it came."""
     text = Row(0, {"prod_ph-a_wNow": value, "b": Decimal("50.00")}).json()
     numbers = json.loads(text, parse_float=Decimal, parse_int=Decimal)
     assert numbers["prod_ph-a_wNow"].as_tuple() == value.as_tuple()
@@ -178,7 +178,7 @@ def test_a_row_is_written_in_the_gateways_digits(value: Decimal) -> None:
 
 
 def test_a_phase_without_panels_counts_as_nothing_in_the_calculated_net() -> None:
-    """Load-only CTs measure three phases beside one production line: net there is the consumption."""
+    """Load-only CTs may measure three phases beside one of production: without panels, net is the consumption."""
     phases = {phase: {"p": Decimal(400)} for phase in PHASES}
     reading = MeterReading(0, {"production": {"ph-a": {"p": Decimal(1000)}}, "total-consumption": phases})
     chosen = selection(("prod", "net"), keys=("wNow",), net_calculated=True)
@@ -192,14 +192,14 @@ def test_a_phase_without_panels_counts_as_nothing_in_the_calculated_net() -> Non
 
 @pytest.mark.parametrize("section", ["storage", "backfeed", "load", "evse", "pv3p"])
 def test_other_meters_become_inputs_if_they_are_named(section: str) -> None:
-    """A battery, a charger and the like have inputs of their own name, and only if STREAM_SECTIONS names them."""
+    """A battery, a charger and the like have inputs under their own names, but only if STREAM_SECTIONS names them."""
     reading = MeterReading(0, {section: {"ph-a": {"p": Decimal("-2580.5")}}})
     assert digits(stream_inputs(reading, selection((section,)))) == {f"{section}_ph-a_wNow": "-2580.5"}
     assert stream_inputs(reading, selection()) == {}
 
 
 def test_an_inverters_report_gives_two_inputs() -> None:
-    """A report gives {serial}_wNow and {serial}_wMax, dated when the inverter reported; without a wMax, one."""
+    """A report gives {serial}_wNow and, if it has max_watts, {serial}_wMax, dated when the inverter reported."""
     row = inverter_row(InverterReport("121200310052", 1717243001, Decimal(46), Decimal(209), 1))
     assert (row.date, digits(row.inputs)) == (1717243001, {"121200310052_wNow": "46", "121200310052_wMax": "209"})
     without = InverterReport("121200310052", 1717243001, Decimal(0), None, None)
@@ -215,25 +215,25 @@ ROWS = [Row(date, {"a": Decimal(date), "b": Decimal(0)}) for date in (10, 11, 12
         ({}, 10),  # a node that is new
         ({"a": 9, "b": 9}, 10),  # the rows before these
         ({"a": 12, "b": 12}, 12),  # the newest one shown goes again
-        ({"a": 13, "b": 12}, 13),  # EmonCMS stopped in the midst of a row
+        ({"a": 13, "b": 12}, 13),  # EmonCMS stopped in the middle of a row
         ({"a": 11}, 11),  # an input that it does not show yet
         ({"a": 13, "b": 13}, 13),
         ({"a": 99, "b": 0}, 10),  # another sender's date, and one that a restart of Redis has lost
     ],
 )
 def test_rows_that_emoncms_shows_are_left_out(shown: dict[str, int], first: int) -> None:
-    """Rows older than one that it shows are there; the newest one shown is not certain to be."""
+    """Rows older than the newest that EmonCMS shows are left out; that one goes again, as it may be incomplete."""
     assert not_applied(ROWS, shown) == [row for row in ROWS if row.date >= first]
 
 
 def test_a_row_before_one_that_is_shown_is_there() -> None:
-    """A reading may lack a section: the row before it is there, though one of its inputs was not set since."""
+    """A row before the one shown is left out even if the one shown lacks one of its inputs, as a reading may."""
     rows = [Row(11, {"a": Decimal(1), "b": Decimal(1)}), Row(12, {"a": Decimal(2), "b": Decimal(2)})]
     last = Row(13, {"a": Decimal(3)})
     assert not_applied([*rows, last], {"a": 13, "b": 12}) == [last]
 
 
 def test_each_inverter_has_a_date_of_its_own() -> None:
-    """Rows of different inputs are judged each by its own."""
+    """Each row is judged by the dates of its own inputs."""
     rows = [Row(10, {"x": Decimal(1)}), Row(12, {"y": Decimal(1)}), Row(15, {"x": Decimal(2)})]
     assert not_applied(rows, {"x": 15, "y": 7}) == rows[1:]

@@ -1,4 +1,4 @@
-"""The units' sandbox, on a real systemd, as a program sees it that stands in the daemons' place."""
+"""The units' sandbox on a real systemd, as seen by a program that runs in place of the daemons."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ IN_ITS_PLACE = f"[Service]\nType=oneshot\nRestart=no\nWatchdogSec=0\nExecStart=\
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """Boot a machine in which a program that tries its limits stands in the place of both daemons."""
+    """Boot a machine in which a program that probes the sandbox's limits runs in place of both daemons."""
     with Machine() as machine:
         machine.install_program()
         machine.write(SETTINGS, "EMONCMS_APIKEY=secret\n", "0600")
@@ -49,7 +49,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_sandbox_holds(machine: Machine, unit: str) -> None:
-    """What runs in the unit reads no file of the owner's, and writes only the unit's state and logs."""
+    """A program in the unit can read none of the owner's files, and can write only to the unit's state and logs."""
     machine.run("systemctl", "start", unit)
     seen = json.loads(machine.journal(unit, f"--identifier={unit}")[0])
     assert seen["user"] >= 61184  # systemd's dynamic users

@@ -1,4 +1,4 @@
-"""EmonCMS's clock, learned from whole seconds in the Date of its answers."""
+"""EmonCMS's clock, learned from the Date of its answers, which is in whole seconds."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +11,7 @@ DELAYS = st.lists(st.tuples(st.floats(0, 0.3), st.floats(0, 0.3), st.floats(0, 5
 
 @given(DELAYS, st.floats(0, 1))
 def test_dates_follow_the_server_and_never_go_back(delays: list[tuple[float, float, float]], phase: float) -> None:
-    """Each date is the server's second of that moment, or one before it, whatever the delays; and they only grow."""
+    """Whatever the delays, each date is the server's second at that moment or the one before; none goes back."""
     clock, now, latest = ServerClock(), 100.0, 0
     for there, back, pause in delays:
         asked = now
@@ -25,7 +25,7 @@ def test_dates_follow_the_server_and_never_go_back(delays: list[tuple[float, flo
 
 
 def test_a_late_answer_does_not_move_the_clock() -> None:
-    """An answer that was held up for a minute allows much, so what was known before stays."""
+    """An answer that took a minute bounds the clock only loosely, so the earlier estimate stays."""
     clock = ServerClock()
     clock.learn(EPOCH + 100, 100.0, 100.01)
     before = clock.ahead
@@ -34,7 +34,7 @@ def test_a_late_answer_does_not_move_the_clock() -> None:
 
 
 def test_a_clock_that_was_set_is_followed() -> None:
-    """An answer outside the bounds means that EmonCMS's clock was set, ahead or back."""
+    """If an answer is outside the known bounds, EmonCMS's clock was set ahead or back, and dates follow it."""
     for jump in (7200.0, -7200.0, 86400.0 * 365):
         clock = ServerClock()
         clock.learn(EPOCH + 100, 100.0, 100.0)
@@ -44,7 +44,7 @@ def test_a_clock_that_was_set_is_followed() -> None:
 
 
 def test_drift_does_not_make_dates_go_back() -> None:
-    """While two clocks drift apart, in either direction, dates of readings a second apart grow."""
+    """While the two clocks drift apart, in either direction, dates of readings a second apart do not go back."""
     for rate in (1 + 1e-4, 1 - 1e-4):
         clock, latest = ServerClock(), 0
         for second in range(50_000):

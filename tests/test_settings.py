@@ -1,4 +1,4 @@
-"""`.env` and environment -> Settings, or every problem, named with its cure."""
+"""`.env` and environment -> Settings, or every problem with its cure."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ each_alone = hypothesis_settings(
 
 @pytest.fixture
 def env(tmp_path: Path) -> Path:
-    """Name a `.env` in a directory of its own."""
+    """Return the path of a `.env` in a directory of its own."""
     return tmp_path / ".env"
 
 
@@ -40,7 +40,7 @@ def read(path: Path, text: str | bytes = "", environ: Mapping[str, str] = KEY) -
 
 
 def error(path: Path, text: str | bytes = "", environ: Mapping[str, str] = KEY) -> settings.ConfigError:
-    """Return what is wrong with this `.env`."""
+    """Return the error that this `.env` causes."""
     with pytest.raises(settings.ConfigError) as caught:
         read(path, text, environ)
     return caught.value
@@ -81,7 +81,7 @@ DEFAULTS = Settings(
 
 
 def test_the_defaults(env: Path) -> None:
-    """With the write key alone, each setting has the default of the contract; the example file changes none."""
+    """With only the write key, each setting has the contract's default, and .env.example changes none of them."""
     assert read(env) == (DEFAULTS, [])
     assert read(env, (PROJECT / ".env.example").read_bytes()) == (DEFAULTS, [])
 
@@ -163,7 +163,7 @@ INVALID = [
     ("name", "text", "expected"), [(name, text, expected) for name, texts, expected in INVALID for text in texts]
 )
 def test_what_is_not_valid(env: Path, name: str, text: str, expected: str) -> None:
-    """A problem names the variable, what it holds, what is expected, and where; check can use all other settings."""
+    """A problem names the variable, its value, what is expected and where; `check` can use all other settings."""
     caught = error(env, f"{name}='{text}'\n", KEY | {"ENVOY_USER": "me"})
     problem = next(each for each in caught.problems if each.startswith(f"{name} is {text!r}: "))
     assert expected in problem
@@ -173,7 +173,7 @@ def test_what_is_not_valid(env: Path, name: str, text: str, expected: str) -> No
     assert error(env, "", KEY | {name: text}).problems[0].endswith(" (in the environment)")
 
 
-# What people write, whole: the file, and the words that they get. FILE stands for its path.
+# Mistakes that people make: the whole file, and the problems that it causes. FILE stands for its path.
 MISTAKES = {
     "the URL of the forum scripts": (
         "EMONCMS_URL=http://emon-pi.local/emoncms/input/post?\n",
@@ -243,7 +243,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("content", "expected"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_named_with_their_cure(env: Path, content: str | bytes, expected: list[str]) -> None:
-    """What new users and movers get wrong is said with what to write where, and never with the value of a secret."""
+    """Mistakes of new and migrating users are named with what to write where, and never with the value of a secret."""
     caught = error(env, content)
     assert caught.problems == [problem.replace("FILE", str(env)) for problem in expected]
     assert "hunter2" not in str([*caught.problems, *caught.warnings, caught])
@@ -251,7 +251,7 @@ def test_mistakes_are_named_with_their_cure(env: Path, content: str | bytes, exp
 
 @pytest.mark.parametrize("url", ["https://emoncms.org/", "https://data.emoncms.org"])
 def test_settings_that_emoncms_org_takes(env: Path, url: str) -> None:
-    """With https, an interval of 10 s and short nodes emoncms.org will do; its rules hold for no other host."""
+    """With https, an interval of 10 s and short nodes emoncms.org is accepted; its rules apply to no other host."""
     text = f"EMONCMS_URL={url}\nEMONCMS_INTERVAL_S=10\nEMONCMS_INVERTERS_NODE=Envoy-inverters\n"
     assert read(env, text)[0].emoncms_url == url.rstrip("/")
     assert read(env, "EMONCMS_URL=http://notemoncms.org\n")[1] == []
@@ -272,7 +272,7 @@ NO_KEY = "in FILE set it to the write key, found in EmonCMS under Setup, My Acco
     ],
 )
 def test_no_write_key(env: Path, text: str, expected: list[str]) -> None:
-    """Without a write key the owner hears where to find it or, if it is in a line that cannot be used, of that line."""
+    """Without a write key the problem says where to find it or, if it is in a line that cannot be used, which line."""
     caught = error(env, text, {})
     assert len(caught.problems) == len(expected)
     for problem, words_of_it in zip(caught.problems, expected, strict=True):
@@ -282,7 +282,7 @@ def test_no_write_key(env: Path, text: str, expected: list[str]) -> None:
 
 
 def test_every_problem_at_once(env: Path) -> None:
-    """Problems of file and environment come together, and the exception's own text has them all."""
+    """All problems of the file and the environment are reported together, also in the exception's own text."""
     caught = error(env, "LOG_LEVEL=LOUD\nSTREAM_NET\nENVOY_TOKEN=x\nENVOY_HOS=a\n", {"STREAM_TIMEOUT_S": "soon"})
     token = "expected a token: three parts, separated by dots, without spaces"
     assert caught.problems == [
@@ -317,7 +317,7 @@ LEFT = "remove the # in front of it in FILE, line"
     ],
 )  # fmt: skip
 def test_warnings(env: Path, text: str, expected: list[str]) -> None:
-    """What may not be meant is a warning, with line and cure and without the value; names of others are not minded."""
+    """A likely mistake gives a warning with line and cure but without the value; other programs' names do not."""
     assert read(env, text)[1] == [warning.replace("FILE", str(env)) for warning in expected]
 
 
@@ -332,13 +332,13 @@ def test_warnings(env: Path, text: str, expected: list[str]) -> None:
     ],
 )
 def test_an_unknown_name_is_a_warning_with_the_nearest(env: Path, name: str, meant: str) -> None:
-    """A name that is none of ours, but looks like ours, is named with what is meant; its value is not."""
+    """An unknown name that resembles one of ours is reported with the nearest, and without its value."""
     warning = f"{name} is not a setting of envoy2emon and is ignored: is {meant} meant?"
     assert read(env, f"{name}=hunter2\n")[1] == [warning]
 
 
 def test_the_environment_wins(env: Path) -> None:
-    """A variable of the environment goes before the file's; an empty one is as if it were not there."""
+    """A variable of the environment overrides the file's; an empty one counts as not set."""
     text = "ENVOY_HOST=file\nENVOY_USER=file\nENVOY_SERIAL=\n"
     chosen = read(env, text, KEY | {"ENVOY_HOST": "environment", "ENVOY_USER": ""})[0]
     assert (chosen.envoy_host, chosen.envoy_user, chosen.envoy_serial) == ("environment", "file", None)
@@ -360,14 +360,14 @@ def test_the_environment_wins(env: Path) -> None:
     ],
 )
 def test_passwords_of_every_kind(env: Path, text: str, password: str) -> None:
-    """A password comes out as it is written, or as its quotes say; line ends and marks of Windows do not matter."""
+    """A password is read as written, or as its quotes say; Windows line ends and a byte order mark do not matter."""
     for end in ("\n", "\r\n", ""):
         chosen, warnings = read(env, f"\ufeffENVOY_USER=me\r\n{text}{end}")
         assert (chosen.envoy_user, chosen.envoy_password, warnings) == ("me", Secret(password), [])
 
 
 def test_which_file_is_read(env: Path) -> None:
-    """--env-file goes before $ENVOY2EMON_ENV_FILE, and that before ./.env, which alone need not exist."""
+    """--env-file overrides $ENVOY2EMON_ENV_FILE, and that overrides ./.env; only ./.env may be missing."""
     named = {"ENVOY2EMON_ENV_FILE": "/named/.env"}
     assert settings.find(Path("/option/.env"), named) == Path("/option/.env")
     assert settings.find(None, named) == Path("/named/.env")
@@ -378,7 +378,7 @@ def test_which_file_is_read(env: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One problem says so with its cure, and no other: the write key may be in the file."""
+    """A file that cannot be read is the only problem reported, with its cure, because the write key may be in it."""
     env.mkdir()
     with pytest.raises(settings.ConfigError, match=r"^[^;]*\.env cannot be read: Is a directory$"):
         settings.load(env, {}, required=True)
@@ -396,7 +396,7 @@ def test_a_file_that_cannot_be_read(env: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o604, True), (0o640, False), (0o600, False)])
 def test_a_file_that_everyone_can_read(env: Path, mode: int, *, warned: bool) -> None:
-    """A file that everyone can read is a warning with its cure; the group may read it, as a credential's may."""
+    """A file that everyone can read gives a warning with its cure; the group may read it, as a credential's may."""
     env.write_text("EMONCMS_APIKEY=abc\n")
     env.chmod(mode)
     warning = f"{env} holds passwords and everyone can read it: chmod 600 {env}"
@@ -404,7 +404,7 @@ def test_a_file_that_everyone_can_read(env: Path, mode: int, *, warned: bool) ->
 
 
 def test_a_credential_has_its_owners_name(tmp_path: Path) -> None:
-    """A credential of systemd is called by the installed file's name in every problem and warning."""
+    """Problems and warnings name the installed file and not the systemd credential that holds its copy."""
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     problems = error(tmp_path / "env", "x\nENVOY_HOST=a b\nENVOY_USER=a\nENVOY_USER=b\n", environ).problems
     assert len(problems) == 3
@@ -419,7 +419,7 @@ def test_a_credential_has_its_owners_name(tmp_path: Path) -> None:
 )).map(lambda parts: "".join(parts).encode(errors="surrogatepass")))  # fmt: skip
 @example(b"EMONCMS_URL=http://[::1\nENVOY_HOST=//[\n")
 def test_no_file_does_harm(env: Path, content: bytes) -> None:
-    """Whatever bytes a file holds, it is taken or is a ConfigError, whose words are lines without controls."""
+    """Any bytes give Settings or a ConfigError, and every problem or warning is a line without control characters."""
     try:
         said = read(env, content)[1]
     except settings.ConfigError as caught:
@@ -428,13 +428,13 @@ def test_no_file_does_harm(env: Path, content: bytes) -> None:
 
 
 @each_alone
-@example("ENVOY_PASSWORD", "§0[::]§")  # a part of it is a host
+@example("ENVOY_PASSWORD", "§0[::]§")  # part of it is a valid host
 @given(
     st.sampled_from(SECRETS),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=5).map(lambda it: f"§{it}§"),
 )
 def test_secrets_are_never_printed(env: Path, name: str, secret: str) -> None:
-    """No secret is in a problem, a warning or the Settings' repr, nor in any words that are cleaned from then on."""
+    """No secret is in a problem, a warning or the Settings' repr, nor in any text that clean() returns afterwards."""
     together = {"ENPHASE_EMAIL": "me@home", "ENPHASE_PASSWORD": "other"} if name == "ENPHASE_PASSWORD" else {}
     for text, environ in (
         (f"{name}='{secret}'\nEMONCMS_NODE='{secret}'\n", {}),

@@ -1,4 +1,4 @@
-"""The simulated gateway is like a gateway: its answers fit, and it refuses what a gateway refuses."""
+"""The simulated gateway is like a real one: its answers agree, and it refuses what a gateway refuses."""
 
 import json
 import time
@@ -28,7 +28,7 @@ def envoy(certificate: Certificate) -> Iterator[SimulatedEnvoy]:
 
 
 def ask(envoy: SimulatedEnvoy, path: str, credentials: str = "", user: str = "", **more: Any) -> requests.Response:  # noqa: ANN401
-    """Ask as the firmware wants it: with a password, the installer's if none is given, or a token, an owner's."""
+    """Ask as the firmware requires, with a password (by default the installer's) or a token (by default an owner's)."""
     more |= {"timeout": 10, "stream": path == STREAM}
     if envoy.token_based:
         headers = {"Authorization": f"Bearer {credentials or token(envoy, user or 'owner')}"}
@@ -44,7 +44,7 @@ def token(envoy: SimulatedEnvoy, user: str = "owner", lifetime: float = 86_400) 
 
 @pytest.mark.parametrize("firmware", [firmware for firmware in fixtures.FIRMWARES if firmware != "R3.9.36"])
 def test_all_answers_tell_of_the_same_watts(envoy: SimulatedEnvoy, firmware: str) -> None:
-    """Reports are those of the stream: sections, phases, watts; and the meters are those of the reports."""
+    """The reports have the stream's sections, phases and watts, and the list of meters matches the reports."""
     fixtures.load(envoy, firmware)
     event = json.loads(envoy.event)
     reports = {report["reportType"]: report for report in ask(envoy, REPORTS).json()}
@@ -59,7 +59,7 @@ def test_all_answers_tell_of_the_same_watts(envoy: SimulatedEnvoy, firmware: str
 
 @pytest.mark.parametrize("firmware", ["D7.0.88", "D7.6.175", "D8.3.6086"])
 def test_answers_have_the_names_on_record(firmware: str) -> None:
-    """What it makes up itself has names that gateways sent: an inverter's all, of a report those that are read."""
+    """Made-up answers have names that gateways sent: all of an inverter's, and of a report's those that are read."""
     report, unit = (
         json.loads(fixtures.text(firmware, name))[0] for name in ("ivp_meters_reports.json", "inverters.json")
     )
@@ -71,7 +71,7 @@ def test_answers_have_the_names_on_record(firmware: str) -> None:
 
 @pytest.mark.parametrize(("firmware", "imeter"), [("R3.9.36", ""), ("D5.0.62", "false"), ("D7.6.175", "false")])
 def test_no_meters(envoy: SimulatedEnvoy, firmware: str, imeter: str) -> None:
-    """Firmware 3 knows no meters; later gateways without meters say so in /info, and their list is empty."""
+    """Firmware 3 does not know meters; later gateways without meters say so in /info, and their list is empty."""
     envoy.upgrade(firmware)
     envoy.metered = None if firmware.startswith("R3.") else False
     info = ask(envoy, "/info").text
@@ -81,7 +81,7 @@ def test_no_meters(envoy: SimulatedEnvoy, firmware: str, imeter: str) -> None:
 
 
 def test_digest(envoy: SimulatedEnvoy) -> None:
-    """User envoy reads the inverters, where the firmware lets it, and not the stream; a wrong password nothing."""
+    """User envoy may read the inverters, if the firmware lets it, but not the stream; a wrong password is refused."""
     digits = envoy.serial[-6:]
     assert ask(envoy, INVERTERS, digits, "envoy").json() == envoy.inverters
     assert ask(envoy, STREAM, digits, "envoy").status_code == 401
@@ -93,7 +93,7 @@ def test_digest(envoy: SimulatedEnvoy) -> None:
 
 
 def test_nonce(envoy: SimulatedEnvoy) -> None:
-    """A nonce is good for so many requests, then it is stale; an answer to it is good once, and for one path."""
+    """A nonce goes stale after a number of requests; a client's answer to it is good once and for one path."""
     envoy.digest.nonce_uses = 2
     auth = HTTPDigestAuth("installer", envoy.password)
     answers = [requests.get(f"http://{envoy.host}{INVERTERS}", auth=auth, timeout=10) for _ in range(4)]
@@ -125,7 +125,7 @@ def test_firmware_3(envoy: SimulatedEnvoy) -> None:
     ],
 )
 def test_who_reads_the_stream(envoy: SimulatedEnvoy, firmware: str, user: str, status: int) -> None:
-    """Installers read the stream always, owners on D7.0.88 and D8.3.6086; the refusal is HTML without a challenge."""
+    """Installers may always read the stream, owners on D7.0.88 and D8.3.6086; a refusal is HTML without a challenge."""
     fixtures.load(envoy, firmware)
     with ask(envoy, STREAM, user=user) as answer:
         assert (answer.status_code, "WWW-Authenticate" in answer.headers) == (status, False)
@@ -134,7 +134,7 @@ def test_who_reads_the_stream(envoy: SimulatedEnvoy, firmware: str, user: str, s
 
 
 def test_tokens_and_sessions(envoy: SimulatedEnvoy) -> None:
-    """Bad tokens are refused; a session's cookie is enough, one too many is answered 503, a restart ends all."""
+    """Bad tokens are refused; a session's cookie is enough, one session too many gets 503, a restart ends them all."""
     envoy.upgrade("D7.6.175")
     revoked = token(envoy)
     envoy.tokens.refused.add(revoked)

@@ -15,7 +15,7 @@ from tests import fixtures
 METERED = [firmware for firmware in fixtures.FIRMWARES if firmware != "R3.9.36"]
 LINE_ENDS = pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
 
-# What matters to a decoder, so that chance finds the corners; bytes that are no UTF-8 among it.
+# What matters to a decoder, including bytes that are not UTF-8, so that random data reaches the edge cases.
 PIECES = st.lists(
     st.sampled_from([b"data", b"data:", b"data: ", b":", b" ", b"\n", b"\r", b"\r\n", b"event: x", b"{}"])
     | st.sampled_from(["ü€😀".encode(), "\N{BYTE ORDER MARK}".encode(), "\N{LINE SEPARATOR}".encode()])
@@ -36,7 +36,7 @@ def bytewise(data: bytes) -> list[bytes]:
 
 
 def decode_in_every_way(data: bytes) -> list[str]:
-    """Return the events of the whole, after holding them against bytes one by one, empty chunks, and two pieces."""
+    """Decode the whole, and check that single bytes, empty chunks and any two pieces give the same events."""
     events = decode([data])
     assert decode(bytewise(data)) == events
     assert decode(chunk for byte in bytewise(data) for chunk in (byte, b"")) == events
@@ -45,7 +45,7 @@ def decode_in_every_way(data: bytes) -> list[str]:
 
 
 def by_the_standard(data: bytes) -> list[str]:
-    """Do what the WHATWG standard says, step by step, with all of the bytes in hand; no event without data."""
+    """Decode complete data step by step as the WHATWG standard says, and drop events without data."""
     events, buffer = [], ""
     for line in re.split("\r\n|\n|\r", data.decode(errors="replace").removeprefix("\N{BYTE ORDER MARK}"))[:-1]:
         name, _, value = line.partition(":")
@@ -80,7 +80,7 @@ def test_what_a_gateway_sends(firmware: str, end: str) -> None:
 
 @LINE_ENDS
 def test_an_event_comes_with_its_last_byte(end: str) -> None:
-    """No byte of the next event is needed to deliver one: a CR at the end is not waited upon."""
+    """An event is delivered with its last byte; after a final CR the decoder does not wait for a possible LF."""
     decoder = Decoder()
     for number in ("1", "2"):
         *head, last = bytewise(f"data: {number}{end}{end}"[: -len(end) + 1 or None].encode())
@@ -125,7 +125,7 @@ def test_each_case_of_the_standard(data: bytes, events: list[str]) -> None:
 @pytest.mark.parametrize("size", [1000, 65536, 200_000])
 @pytest.mark.parametrize("start", [b"data: ", b": ", b""])
 def test_a_line_over_64_kib_ends_it(start: bytes, size: int) -> None:
-    """64 KiB of a line pass, one byte more does not, wherever it is cut and whether its end is there or not."""
+    """A line of 64 KiB is accepted and one byte more is not, wherever it is cut and with or without its end."""
     longest = start.ljust(MAX_EVENT, b"x")
     for end in (b"", b"\n", b"\r\n"):
         for line, fits in ((longest + end, True), (longest + b"x" + end, False)):
@@ -139,14 +139,14 @@ def test_a_line_over_64_kib_ends_it(start: bytes, size: int) -> None:
 
 @pytest.mark.parametrize("line", [b"data: " + b"x" * 1000 + b"\n", b"data\n", b"data:\r\n"])
 def test_an_event_without_end_ends_it(line: bytes) -> None:
-    """An event of more than 64 KiB in many lines ends it, also when all of them are empty."""
+    """An event of more than 64 KiB in many lines raises LineTooLong, even if all of them are empty."""
     with pytest.raises(LineTooLong, match="event of more than 65536 bytes"):
         decode(repeat(line, 70_000))
 
 
 @pytest.mark.parametrize("line", [b": comment\n", b"\n", b"data: 1\n\n", b"noise\r"])
 def test_what_is_done_with_is_not_kept(line: bytes) -> None:
-    """320 KiB of short lines leave nothing behind but the last one."""
+    """After 320 KiB of short lines the decoder holds less than 10 kB."""
     decoder, chunk = Decoder(), line * (16384 // len(line))
     tracemalloc.start()
     try:

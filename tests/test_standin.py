@@ -23,14 +23,14 @@ ROWS = [[-2, "n", {"a": 1}], [-1, "n", {"a": 2}], [0, "n", {"a": 3}]]
 
 @pytest.fixture
 def later() -> Iterator[ThreadPoolExecutor]:
-    """Ask in other threads."""
+    """Return a pool of threads in which to ask."""
     with ThreadPoolExecutor() as pool:
         yield pool
 
 
 @pytest.mark.parametrize("applied", [0, 2, None])
 def test_bad_answers(emoncms: StandInEmonCMS, applied: int | None) -> None:
-    """A fault's answer comes once, to a post, after so many rows went in; then all is well."""
+    """A fault answers one post, after so many of its rows were applied; the next post works again."""
     emoncms.fail_next(Answers(200, "<b>Fatal error</b>", applied))
     assert client(emoncms).ask("version") == (200, "11.16.8")
     assert bulk(emoncms, ROWS) == (200, "<b>Fatal error</b>")
@@ -40,7 +40,7 @@ def test_bad_answers(emoncms: StandInEmonCMS, applied: int | None) -> None:
 
 @pytest.mark.parametrize("applied", [0, None])
 def test_cut(emoncms: StandInEmonCMS, applied: int | None) -> None:
-    """A cut ends the connection without an answer, before or after the rows went in."""
+    """A cut ends the connection without an answer, before or after the rows were applied."""
     emoncms.fail_next(Cuts(applied))
     with pytest.raises(requests.ConnectionError):
         bulk(emoncms, ROWS)
@@ -48,7 +48,7 @@ def test_cut(emoncms: StandInEmonCMS, applied: int | None) -> None:
 
 
 def test_held_up(emoncms: StandInEmonCMS, later: ThreadPoolExecutor) -> None:
-    """A post by age that is held up is dated when it is read; one with its own dates is not moved."""
+    """A post with ages that is held up is dated when EmonCMS reads it; one with its own dates keeps them."""
     emoncms.fail_next(HoldsUp(), HoldsUp())
     posts = [later.submit(bulk, emoncms, ROWS), later.submit(bulk, emoncms, [[50, "n", {"b": 1}]], time=0)]
     emoncms.wait_for(lambda: emoncms.requests == 2)
@@ -77,7 +77,7 @@ def test_a_client_that_leaves_stops_nothing(emoncms: StandInEmonCMS, fault: Hold
 
 
 def test_death_between_inputs_and_processes(emoncms: StandInEmonCMS) -> None:
-    """The row in which PHP dies is shown, and its energy is not counted; sent again with its date it is."""
+    """The row in which PHP dies is shown, but its energy is counted only when it is sent again with the same date."""
     rows = [[date, "n", {"a": 3600}] for date in (100, 110, 120, 130)]
     emoncms.fail_next(Dies(row=2))
     assert bulk(emoncms, rows, time=0) == (PHP_DOWN.status, PHP_DOWN.body)
@@ -88,7 +88,7 @@ def test_death_between_inputs_and_processes(emoncms: StandInEmonCMS) -> None:
 
 
 def _release(emoncms: StandInEmonCMS, posts: "list[Future[tuple[int, str]]]") -> None:
-    """Release until all is answered: a request is counted a moment before it is held."""
+    """Release until all is answered, because a request is counted a moment before it is held."""
     while not all(post.done() for post in posts):
         emoncms.release()
     assert [post.result() for post in posts] == [(200, "ok")] * len(posts)

@@ -1,4 +1,4 @@
-"""What EmonCMS does with requests and rows: the stand-in and a real EmonCMS, where there is one, answer the same."""
+"""How EmonCMS handles requests and rows; where there is a real EmonCMS, it has to answer as the stand-in does."""
 
 import json
 import time
@@ -17,17 +17,17 @@ LOG = [[100, "n", {"a": 3600}]]
 
 
 def values(any_emoncms: AnyEmonCMS) -> dict[str, float]:
-    """Return the test's node's values."""
+    """Return the values of the test's node."""
     return {name: value for name, (_, value) in any_emoncms.read_inputs(any_emoncms.node).items()}
 
 
 def dates(any_emoncms: AnyEmonCMS) -> dict[str, int]:
-    """Return the test's node's dates."""
+    """Return the dates of the test's node."""
     return {name: date for name, (date, _) in any_emoncms.read_inputs(any_emoncms.node).items()}
 
 
 def test_rows_are_applied_in_order(any_emoncms: AnyEmonCMS) -> None:
-    """The last row given wins, also where its date is before that of others."""
+    """The last row given wins, even if its date is before that of others."""
     node = any_emoncms.node
     rows = [[100, node, {"a": 1, "b": 0.5}], [120, node, {"a": 2}], [110, node, {"a": -3.25}]]
     assert any_emoncms.bulk(rows, time=0) == (200, "ok")
@@ -39,7 +39,7 @@ def test_rows_are_applied_in_order(any_emoncms: AnyEmonCMS) -> None:
     [({"sentat": 60}, -65), ({"time": 1387730127}, 1387730122), ({"fulljson": 1}, 0)],
 )
 def test_reference(any_emoncms: AnyEmonCMS, params: dict[str, int], least: int) -> None:
-    """A row's date is the reference plus t: by sentat, by time, or so that the last row is of now."""
+    """A row's date is t plus a reference: now - sentat, `time`, or the one that dates the last row now."""
     now = 0 if "time" in params else int(time.time())
     words = '{"success": true}' if "fulljson" in params else "ok"
     assert any_emoncms.bulk([[-5, any_emoncms.node, {"a": 1}]], **params) == (200, words)
@@ -61,7 +61,7 @@ def test_reference(any_emoncms: AnyEmonCMS, params: dict[str, int], least: int) 
     ],
 )
 def test_what_is_no_list_of_rows(any_emoncms: AnyEmonCMS, data: str, words: str) -> None:
-    """It is refused in 200, and nothing is applied."""
+    """Data that is not a list of rows is refused with status 200, and nothing is applied."""
     assert any_emoncms.bulk(data.replace("n", any_emoncms.node) if "n" in data[:6] else data, sentat=0) == (200, words)
     assert values(any_emoncms) == {}
 
@@ -75,7 +75,7 @@ def test_a_bad_row_in_the_middle(any_emoncms: AnyEmonCMS) -> None:
 
 
 def test_names_and_values(any_emoncms: AnyEmonCMS) -> None:
-    """Characters but letters, digits, `_`, `-`, `.` and space are deleted, and backslashes; what is no number is 0."""
+    """Names lose all but letters, digits, `_`, `-`, `.` and space; backslashes are deleted; non-numbers become 0."""
     node = any_emoncms.node
     data = f'[[0,"{node[:2]}/:{node[2:]}",7,null,{{"a:b_c":1,"\\u00e9 x.y-z":2,"text":"x","none":null}}]]'
     assert any_emoncms.bulk(data, sentat=0) == (200, "ok")
@@ -86,7 +86,7 @@ def test_names_and_values(any_emoncms: AnyEmonCMS) -> None:
     ("form", "date"), [({"fulljson": '{"a":1,"time":50}'}, 50), ({"fulljson": '{"a":1}', "time": 60}, 60)]
 )
 def test_post(any_emoncms: AnyEmonCMS, form: dict[str, Any], date: int) -> None:
-    """`input/post` takes fulljson, and a time beside it or in it."""
+    """`input/post` accepts fulljson, with a time beside it or in it."""
     assert any_emoncms.ask("input/post", {"node": any_emoncms.node, **form}) == (200, '{"success": true}')
     assert any_emoncms.read_inputs(any_emoncms.node) == {"a": (date, 1)}
     bad = any_emoncms.ask("input/post", {"node": any_emoncms.node, "fulljson": "{"})
@@ -94,7 +94,7 @@ def test_post(any_emoncms: AnyEmonCMS, form: dict[str, Any], date: int) -> None:
 
 
 def test_the_key(any_emoncms: AnyEmonCMS) -> None:
-    """It is taken from the query, then the form, then the header; without one a post is answered by nothing."""
+    """The key is taken from the query, then the form, then the header; a post without one gets an empty answer."""
     key, rows = any_emoncms.key, {"data": json.dumps([[0, any_emoncms.node, {"a": 1}]]), "sentat": "0"}
 
     def post(query: str | None, form: str | None, header: str | None) -> tuple[int, str]:
@@ -121,7 +121,7 @@ def test_get(any_emoncms: AnyEmonCMS) -> None:
 
 
 def test_questions_without_a_key(any_emoncms: AnyEmonCMS) -> None:
-    """`version` needs none but refuses a wrong one; others answer false in JSON, else a page to log in."""
+    """`version` needs no key but refuses a wrong one; without a key others answer false in JSON, or a login page."""
     assert any_emoncms.ask("version", key=None)[1].startswith("11.")
     assert any_emoncms.ask("version", key="bad") == (401, "Invalid API key")
     assert any_emoncms.ask("input/get.json", key=None) == (200, "false")
@@ -131,14 +131,14 @@ def test_questions_without_a_key(any_emoncms: AnyEmonCMS) -> None:
 
 
 def test_a_path_that_is_not_there(emoncms: StandInEmonCMS) -> None:
-    """Outside the base path there is nothing; whoever may only read cannot write."""
+    """Outside the base path everything is 404; the read key cannot write."""
     assert AnyEmonCMS(emoncms.url.removesuffix("emoncms") + "emon", "", "").ask("version", key=None)[0] == 404
     assert client(emoncms).ask("input/bulk", {"data": json.dumps(LOG), "time": 0}, key=emoncms.read_key) == (200, "")
     assert not emoncms.rows
 
 
 def test_digits(emoncms: StandInEmonCMS) -> None:
-    """The stand-in keeps rows in the digits in which they came, `keep` of them, and counts all."""
+    """The stand-in keeps the newest `keep` rows, in the digits in which they came, and counts all."""
     assert bulk(emoncms, '[[-1,"n",{"a":0.10,"b":-0.0}],[0,"n",{"a":240.500}]]', sentat=0) == (200, "ok")
     assert [{k: str(v) for k, v in row.inputs.items()} for row in emoncms.rows] == [
         {"a": "0.10", "b": "-0.0"},
@@ -150,7 +150,7 @@ def test_digits(emoncms: StandInEmonCMS) -> None:
 
 
 def test_limits_and_old_words(emoncms: StandInEmonCMS) -> None:
-    """The 33rd node is refused, and so is what the test chooses; a version of 2016 says so in plain text."""
+    """The 33rd node is refused, and so are rows that the test chooses, on request in plain text as in 2016."""
     words = (
         f"Error: Reached the maximal allowed number of different NodeIds, limit is {MAX_NODES}. Node 'n32' was ignored."
     )
@@ -162,7 +162,7 @@ def test_limits_and_old_words(emoncms: StandInEmonCMS) -> None:
 
 
 def test_clocks(emoncms: StandInEmonCMS) -> None:
-    """The server's clock dates rows and answers, and may be another than ours; a new Redis knows no dates."""
+    """Rows are dated by the server's clock, which may differ from ours; a restarted Redis has no dates."""
     with StandInEmonCMS(clock=lambda: 1_000_000.7) as other:
         assert bulk(other, [[-5, "n", {"a": 1}]]) == (200, "ok")
         assert client(other).read_inputs("n") == {"a": (999_995, 1)}
@@ -182,12 +182,12 @@ def test_clocks(emoncms: StandInEmonCMS) -> None:
         ([*range(0, 660, 60), 660], 0.66),
         ([0, 660, *range(60, 660, 60)], 1.2),  # live data first
         ([*range(0, 660, 60)] * 2, 1.2),  # a batch twice
-        ([*range(0, 660, 60), 660, 660], 0.66),  # the newest again
+        ([*range(0, 660, 60), 660, 660], 0.66),  # the newest row twice
         ([0, 7200, 7260], 0.06),  # a gap
     ],
 )
 def test_energy(any_emoncms: AnyEmonCMS, seconds: list[int], kwh: float) -> None:
-    """`power to kWh`: what comes in order of date is exact, and what goes back counts again."""
+    """`power to kWh` is exact for rows in order of date, and counts energy again where dates go back."""
     node, start = any_emoncms.node, 1_700_000_000
     any_emoncms.bulk([[start - 2 * KWH_GAP, node, {"a": 0}]], time=0)
     with any_emoncms.counting("a") as counted:

@@ -1,4 +1,4 @@
-"""One random story of a daemon and EmonCMS: whatever fails, nothing is lost and no energy is wrong."""
+"""Random sequences of events for a daemon and EmonCMS: whatever fails, no row is lost and energy is exact."""
 
 import logging
 from collections.abc import Callable
@@ -20,39 +20,39 @@ FAILURES = st.builds(Failure, st.integers(0, 120), halfway=st.booleans(), later=
 
 
 def reads(count: int) -> Callable[[Site], None]:
-    """Return a step of so many readings."""
+    """Return a step that takes so many readings."""
     return lambda site: site.read(count)
 
 
 def attempts(site: Site) -> None:
-    """Let the delivery thread have a turn."""
+    """Make one attempt, as the delivery thread does."""
     if len(site.backlog):
         site.time.now += site.delivery.attempt()
 
 
 def fails(failure: Failure) -> Callable[[Site], None]:
-    """Return a step after which one more post fails so."""
+    """Return a step after which one more post fails in this way."""
     return lambda site: site.emoncms.failures.append(failure)
 
 
 def goes_away(site: Site) -> None:
-    """Let EmonCMS be away for a while, or be back."""
+    """Take EmonCMS away, or bring it back."""
     site.emoncms.away = not site.emoncms.away
 
 
 def saves(site: Site) -> None:
-    """Let the main thread look after the backlog."""
+    """Save the backlog if it is due, as the main thread does."""
     site.delivery.save()
 
 
 def restarts(site: Site) -> None:
-    """Stop the daemon in good order, and start it again."""
+    """Stop the daemon cleanly, and start it again."""
     site.delivery.save(now=True)
     site.restart()
 
 
 def slips(seconds: float) -> Callable[[Site], None]:
-    """Return a step in which the computer's clock, which nobody asks, jumps while EmonCMS is heard."""
+    """Return a step in which the computer's clock jumps, if EmonCMS has answered, so that its clock is used."""
 
     def step(site: Site) -> None:
         if site.emoncms.clock.ahead is not None:
@@ -76,9 +76,9 @@ STEPS = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(STEPS, max_size=60), st.integers(-100_000, 100_000))
 def test_every_story_ends_well(steps: list[Callable[[Site], None]], ahead: int) -> None:
-    """No row is missing, no date goes back but by a repetition, and `power to kWh` equals the integral.
+    """No row is missing, each has one date, no date goes back, and `power to kWh` equals the integral.
 
-    EmonCMS is heard before the first restart: rows saved by a wrong clock before that are dated by it (README).
+    EmonCMS answers before the first restart, because rows saved before that are dated by the computer's clock (README).
     """
     logging.disable()
     with TemporaryDirectory() as folder, patch.object(module, "ASK_AGAIN_S", 0.0):
@@ -87,7 +87,7 @@ def test_every_story_ends_well(steps: list[Callable[[Site], None]], ahead: int) 
             site.read()
             site.deliver()
             for step in steps:
-                # A restart forgets EmonCMS's clock, and then the computer's has to be right.
+                # A restart forgets EmonCMS's clock, so the computer's has to be right then.
                 if step is restarts:
                     site.time.wrong = float(ahead)
                 step(site)

@@ -1,4 +1,4 @@
-"""From the gateway's stream to EmonCMS's inputs, daemon and neighbours as processes and sockets."""
+"""From the gateway's stream to EmonCMS's inputs, with the daemon as a process and its neighbours on sockets."""
 
 import json
 import time
@@ -18,7 +18,7 @@ DEFAULT_KEYS = ("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor")
 
 
 def inputs_of(event: str) -> dict[str, str]:
-    """Return the inputs that an event makes by default, each in the Envoy's digits."""
+    """Return the inputs that an event gives by default, each in the gateway's digits."""
     sections = json.loads(event, parse_float=str, parse_int=str)
     return {
         f"{section}_{phase}_{key}": values[KEY_NAMES[key]]
@@ -35,7 +35,7 @@ def numbered(number: int) -> str:
 
 
 def number_of(row: AppliedRow) -> int:
-    """Return the number of numbered()."""
+    """Return the number that numbered() put into the event."""
     return int(row.inputs["prod_ph-a_wNow"])
 
 
@@ -51,7 +51,7 @@ def wait_for_rows(emoncms: StandInEmonCMS, count: int) -> None:
 
 @pytest.mark.parametrize("chunked", [True, False])
 def test_three_phases(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, *, chunked: bool) -> None:
-    """Each event arrives at once, in either framing, as 36 inputs with exactly the gateway's values, by digest."""
+    """Read with a digest login, chunked or not, each event arrives at once as 36 inputs with the gateway's values."""
     envoy.chunked, envoy.newline = chunked, "\r\n"
     stream = daemon("stream")
     envoy.wait_for_stream()
@@ -73,7 +73,7 @@ def test_three_phases(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: Stand
 
 
 def one_write(envoy: SimulatedEnvoy, data: bytes) -> None:
-    """Send all at once."""
+    """Send all in one write."""
     envoy.emit_raw(data)
 
 
@@ -84,7 +84,7 @@ def chunk_by_chunk(envoy: SimulatedEnvoy, data: bytes) -> None:
 
 
 def pieces(envoy: SimulatedEnvoy, data: bytes) -> None:
-    """Send pieces that know nothing of events."""
+    """Send pieces that do not end where events end."""
     for start in range(0, len(data), 1400):
         envoy.emit_raw(data[start : start + 1400])
 
@@ -111,7 +111,7 @@ def test_burst(
 
 
 def test_selection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """STREAM_SECTIONS, _KEYS, _PHASES, _MIN_PRODUCTION_W and _NET choose and alter what is posted, and the node."""
+    """STREAM_SECTIONS, _KEYS, _PHASES, _MIN_PRODUCTION_W and _NET decide what is posted; EMONCMS_NODE decides where."""
     daemon(
         "stream",
         STREAM_SECTIONS="prod,net",
@@ -149,9 +149,9 @@ def test_selection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
 
 
 def test_first_lines(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, tmp_path: Path) -> None:
-    """The first lines say version, source and target, and which gateway was found; STATUS= is true within a second.
+    """The first two lines, in LOG_FILE too, name the version, source, target and gateway.
 
-    They are in LOG_FILE too.
+    STATUS= shows the first reading within a second.
     """
     stream = daemon("stream", LOG_FILE=tmp_path / "log")
     stream.wait_for_line("firmware D5.0.62")
@@ -168,7 +168,7 @@ def test_first_lines(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandI
 
 
 def test_what_is_not_posted_is_said_once(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A section that the gateway sends and nobody named is told at INFO, once; named, it becomes inputs."""
+    """A section that the gateway sends is logged once, at INFO, if STREAM_SECTIONS lacks it; else it becomes inputs."""
     battery = THREE_PHASE_EVENT.replace('"production"', '"storage":{"ph-a":{"p":-2580.0}},"production"', 1)
     stream = daemon("stream", STREAM_SECTIONS="prod,storage", STREAM_KEYS="wNow")
     envoy.wait_for_stream()

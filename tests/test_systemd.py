@@ -1,4 +1,4 @@
-"""Both daemons under a real systemd, in a throw-away machine, between a simulated Envoy and a stand-in for EmonCMS."""
+"""Both daemons under a real systemd, in a throw-away machine with a simulated gateway and a stand-in for EmonCMS."""
 
 import fcntl
 import re
@@ -34,13 +34,13 @@ def booted() -> Iterator[Machine]:
 
 @pytest.fixture
 def machine(booted: Machine) -> Iterator[Machine]:
-    """Give the machine without traces of another test; here daemons start again at once and tell their status often."""
+    """Give the machine without traces of another test; its daemons restart at once and report their status often."""
     booted.mark()
     for unit in BOTH:
         override(booted, unit, "RestartSec=0.2", "WatchdogSec=6")
     yield booted
     for unit in BOTH:
-        print(*booted.journal(unit), sep="\n")  # pytest shows it where a test fails
+        print(*booted.journal(unit), sep="\n")  # pytest shows it if the test fails
     booted.enter("systemctl", "kill", "--signal=KILL", *BOTH)
     booted.run("systemctl", "stop", *BOTH)
     booted.enter("systemctl", "reset-failed", *BOTH)
@@ -52,7 +52,7 @@ def machine(booted: Machine) -> Iterator[Machine]:
 
 @pytest.fixture
 def envoy(machine: Machine) -> Iterator[SimulatedEnvoy]:
-    """Serve a gateway in the machine; production of its five events a second is 1 W, 2 W, and so on."""
+    """Serve a gateway in the machine; it sends five events a second, with 1 W of production, 2 W, and so on."""
     watts = count(1)
     with (
         machine.network(),
@@ -70,7 +70,7 @@ def emoncms(machine: Machine) -> Iterator[StandInEmonCMS]:
 
 @pytest.fixture
 def settings(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> dict[str, str]:
-    """Write the settings that lead to both neighbours."""
+    """Write settings for the gateway and EmonCMS, and return them."""
     settings = {
         "ENVOY_HOST": envoy.host,
         "ENVOY_PASSWORD": envoy.password,
@@ -113,7 +113,7 @@ def wait_for_status(machine: Machine, pattern: str, unit: str = STREAM) -> str:
 
 
 def outlive_watchdog(machine: Machine) -> None:
-    """Wait until both units have pinged their watchdog for longer than it waits, and are still what they were."""
+    """Wait until both units have pinged their 1 s watchdog for 2.5 s, and check that neither was restarted."""
     patience = 2_500_000
     for unit in BOTH:
         override(machine, unit, "WatchdogSec=1")
@@ -137,7 +137,7 @@ def test_both_start_and_rows_arrive(machine: Machine, emoncms: StandInEmonCMS) -
 
 @pytest.mark.usefixtures("settings")
 def test_status_tells_how_it_stands(machine: Machine) -> None:
-    """`systemctl status` shows the current watts, the age of the last reading and what waits."""
+    """`systemctl status` shows the current watts, the age of the last reading, and how many rows are waiting."""
     machine.run("systemctl", "start", *BOTH)
     line = r"^\d+ W generating, 2192 W consuming; last reading \d+ s ago; (nothing is waiting|\d rows? waiting)$"
     wait_for_status(machine, line)
@@ -147,7 +147,7 @@ def test_status_tells_how_it_stands(machine: Machine) -> None:
 
 @pytest.mark.usefixtures("settings")
 def test_the_journal_has_levels(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """`journalctl -p warning` shows the troubles and nothing else; what is well is there at info."""
+    """`journalctl -p warning` shows troubles and nothing else; a start and a recovery are not among them."""
     machine.run("systemctl", "start", STREAM)
     wait_for_row(emoncms)
     assert machine.journal(STREAM, "--priority=warning") == []
@@ -166,9 +166,9 @@ def test_the_journal_has_levels(machine: Machine, envoy: SimulatedEnvoy, emoncms
 
 
 def test_a_stop_waits_for_nobody(machine: Machine, emoncms: StandInEmonCMS, settings: dict[str, str]) -> None:
-    """`systemctl stop` waits neither for a gateway that is silent nor for EmonCMS that does not answer.
+    """`systemctl stop` waits neither for a silent gateway nor for an EmonCMS that does not answer.
 
-    systemd would kill after ten seconds; half of that leaves time for a computer that is busy with other tests.
+    systemd would kill after ten seconds; the limit of five allows for a computer that is busy with other tests.
     """
     emoncms.fault = HoldsUp()
     machine.run("systemctl", "start", *BOTH)
@@ -183,7 +183,7 @@ def test_a_stop_waits_for_nobody(machine: Machine, emoncms: StandInEmonCMS, sett
 
 
 def stop_within(machine: Machine, limit: float) -> None:
-    """Stop both daemons in time and without a trouble."""
+    """Stop both daemons, and check that they end in time and with success."""
     began = monotonic()
     machine.run("systemctl", "stop", *BOTH)
     assert monotonic() - began < limit
@@ -191,7 +191,7 @@ def stop_within(machine: Machine, limit: float) -> None:
 
 
 def test_a_restart_reads_the_settings(machine: Machine, emoncms: StandInEmonCMS, settings: dict[str, str]) -> None:
-    """What the owner changes in the settings holds after `systemctl restart`."""
+    """A change of the settings takes effect after `systemctl restart`."""
     machine.run("systemctl", "start", STREAM)
     wait_for_row(emoncms)
     write(machine, settings | {"EMONCMS_NODE": "Roof"})
@@ -201,7 +201,7 @@ def test_a_restart_reads_the_settings(machine: Machine, emoncms: StandInEmonCMS,
 
 @pytest.mark.usefixtures("settings")
 def test_a_killed_daemon_starts_again(machine: Machine, emoncms: StandInEmonCMS) -> None:
-    """After `kill -9` systemd starts the daemon anew, and rows go on."""
+    """After `kill -9` systemd restarts the daemon, and rows arrive again."""
     machine.run("systemctl", "start", STREAM)
     wait_for_row(emoncms)
     machine.run("systemctl", "kill", "--signal=KILL", STREAM)
@@ -212,7 +212,7 @@ def test_a_killed_daemon_starts_again(machine: Machine, emoncms: StandInEmonCMS)
 @pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize("unit", BOTH)
 def test_a_hung_daemon_tells_where_and_starts_again(machine: Machine, unit: str) -> None:
-    """A process that hangs ends by the watchdog, with its Python traceback in the journal, and starts anew."""
+    """The watchdog ends a process that hangs, with its Python traceback in the journal, and it is restarted."""
     override(machine, unit, "WatchdogSec=1")
     machine.run("systemctl", "start", unit)
     wait_for("its threads to wait", lambda: any("firmware D5" in line for line in machine.journal(unit)))
@@ -220,14 +220,14 @@ def test_a_hung_daemon_tells_where_and_starts_again(machine: Machine, unit: str)
     wait_for("a restart", lambda: machine.show(unit, "NRestarts") == "1")
     lines = machine.journal(unit)
     assert "Fatal Python error: Aborted" in lines
-    # Any thread's: one that runs at that very moment can spoil the rest, since faulthandler does not hold the GIL.
+    # Any thread's line will do: faulthandler does not hold the GIL, so a thread that runs then can garble the rest.
     assert any(re.search(r'File "/opt/envoy2emon/.*/envoy2emon/[\w/]+.py", line \d+ in \w+', line) for line in lines)
     wait_for("it to run again", lambda: machine.show(unit, "ActiveState") == "active")
 
 
 @pytest.mark.parametrize("unit", BOTH)
 def test_a_configuration_error_is_final(machine: Machine, settings: dict[str, str], unit: str) -> None:
-    """It fails at once, `systemctl status` names every problem, and systemd does not try again."""
+    """With bad settings the unit fails at once, `systemctl status` names every problem, and systemd does not retry."""
     write(machine, settings | {"EMONCMS_APIKEY": "", "INVERTERS_INTERVAL_S": "often"})
     assert machine.enter("systemctl", "start", unit).returncode != 0
     assert machine.show(unit, "ActiveState") == "failed"
@@ -241,7 +241,7 @@ def test_a_configuration_error_is_final(machine: Machine, settings: dict[str, st
 
 @pytest.mark.parametrize("text", [None, ""], ids=["missing", "empty"])
 def test_missing_settings_are_said_in_words(machine: Machine, text: str | None) -> None:
-    """Without /etc/envoy2emon/.env, or with an empty one, the daemon says by name what is missing, and exits 78."""
+    """If /etc/envoy2emon/.env is missing or empty, the daemon names the file and exits with status 78."""
     if text is not None:
         machine.write(SETTINGS, text, "0600")
     assert machine.enter("systemctl", "start", STREAM).returncode != 0
@@ -252,13 +252,13 @@ def test_missing_settings_are_said_in_words(machine: Machine, text: str | None) 
 
 @pytest.mark.usefixtures("settings")
 def test_an_emoncms_that_hangs_restarts_nothing(machine: Machine, emoncms: StandInEmonCMS) -> None:
-    """EmonCMS may be silent for longer than the watchdog waits."""
+    """If EmonCMS is silent for longer than the watchdog's limit, no daemon is restarted."""
     emoncms.fault = HoldsUp()
     outlive_watchdog(machine)
 
 
 def test_an_envoy_that_hangs_restarts_nothing(machine: Machine, settings: dict[str, str]) -> None:
-    """The gateway may be silent for longer than the watchdog waits."""
+    """If the gateway is silent for longer than the watchdog's limit, no daemon is restarted."""
     with machine.network(), socket.create_server(("127.0.0.1", 0)) as silent:
         write(machine, settings | {"ENVOY_HOST": f"127.0.0.1:{silent.getsockname()[1]}"})
         outlive_watchdog(machine)
@@ -266,7 +266,7 @@ def test_an_envoy_that_hangs_restarts_nothing(machine: Machine, settings: dict[s
 
 @contextmanager
 def network_down(machine: Machine) -> Iterator[None]:
-    """Take the machine's only network away for a while."""
+    """Take the machine's only network interface down while the `with` lasts."""
     with machine.network(), socket.socket() as any_socket:
         set_flags, up = 0x8914, 1  # SIOCSIFFLAGS and IFF_UP, netdevice(7)
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sH14x", b"lo", 0))
@@ -278,7 +278,7 @@ def network_down(machine: Machine) -> Iterator[None]:
 
 @pytest.mark.usefixtures("settings")
 def test_a_start_without_neighbours_ends_well(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A Pi that boots without network starts the daemons, and they recover by themselves."""
+    """On a Pi that boots without a network the daemons start, and they recover by themselves."""
     envoy.stop()
     with network_down(machine):
         machine.run("systemctl", "start", *BOTH)
@@ -292,7 +292,7 @@ def test_a_start_without_neighbours_ends_well(machine: Machine, envoy: Simulated
 
 @pytest.mark.usefixtures("settings")
 def test_the_backlog_outlives_a_restart(machine: Machine, emoncms: StandInEmonCMS) -> None:
-    """What waits for EmonCMS when the daemon is restarted arrives afterwards, whole and in order."""
+    """Rows that wait for EmonCMS when the daemon is restarted all arrive afterwards, before newer ones."""
     emoncms.fault = AWAY
     machine.run("systemctl", "start", STREAM)
     waiting = int(wait_for_status(machine, r"(\d\d+) rows waiting"))
@@ -319,7 +319,7 @@ def test_the_sandbox_lets_the_live_page_be_seen(machine: Machine, settings: dict
 
 @pytest.mark.usefixtures("settings")
 def test_root_by_hand_leaves_nothing_that_the_service_cannot_use(machine: Machine) -> None:
-    """`sudo envoy2emon stream` goes on as the service's user; the service starts behind it, but not beside it."""
+    """`sudo envoy2emon stream` runs as the service's user, so the service can start later; beside it, it exits 78."""
     machine.run("systemctl", "start", STREAM)
     machine.run("systemctl", "stop", STREAM)
     daemon = f"{PROGRAM}/bin/python -I -m envoy2emon stream --env-file {SETTINGS}"
@@ -336,7 +336,7 @@ def test_root_by_hand_leaves_nothing_that_the_service_cannot_use(machine: Machin
 
 
 def test_two_gateways(machine: Machine, settings: dict[str, str], emoncms: StandInEmonCMS) -> None:
-    """The README's recipe gives a second gateway units, settings and a state of its own."""
+    """The README's recipe gives a second gateway its own units, settings and state."""
     machine.run("systemctl", "start", STREAM)
     with (
         machine.network(),

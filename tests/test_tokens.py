@@ -1,4 +1,4 @@
-"""Tokens: which one does, where it comes from, when it is renewed, and what the owner reads when there is none."""
+"""Tokens: which is used, where it comes from, when it is renewed, and what the owner reads when there is none."""
 
 import base64
 import errno
@@ -35,7 +35,7 @@ BUSY = (503, "<html>")
 
 @pytest.fixture
 def enlighten() -> Iterator[Enlighten]:
-    """Serve Enphase."""
+    """Serve a stand-in for Enphase."""
     with Enlighten() as enlighten:
         yield enlighten
 
@@ -64,13 +64,13 @@ def trouble(tokens: Tokens) -> str:
 
 
 def jwt(claims: object) -> str:
-    """Make a token of any claims, or of text in their place."""
+    """Make a token from any claims, or from text in their place."""
     text = claims if isinstance(claims, str) else json.dumps(claims)
     return f"e30.{base64.urlsafe_b64encode(text.encode()).decode().rstrip('=')}.c2ln"
 
 
 def test_pasted() -> None:
-    """A pasted token is used; its expiry is known, its text does not print."""
+    """A pasted token is used; its expiry is known, and repr() does not show its text."""
     text = make_token(SERIAL, 1_800_000_000)
     tokens = Tokens(settings_of(ENVOY_TOKEN=text), None, lambda: 1_799_999_999.0)
     token = tokens.token(SERIAL)
@@ -91,7 +91,7 @@ def test_pasted() -> None:
     ],
 )
 def test_bad_pasted(enlighten: Enlighten, text: str, words: str) -> None:
-    """A pasted token that does not do is named so, with the cure; with an account a fetched one takes its place."""
+    """The reason why a pasted token is unusable is given with the cure; with an account a fetched token replaces it."""
     said = trouble(Tokens(settings_of(ENVOY_TOKEN=text), None))
     assert said.startswith(words)
     assert said.endswith(f": {CURE}")
@@ -103,7 +103,7 @@ def test_bad_pasted(enlighten: Enlighten, text: str, words: str) -> None:
     ("expires", "words"), [(2e9, "the gateway refuses ENVOY_TOKEN"), (1.7e9, "ENVOY_TOKEN expired on 2023-11-14")]
 )
 def test_pasted_is_tried(expires: float, words: str) -> None:
-    """Only the gateway's refusal shows that a token has expired, because our clock may be wrong."""
+    """An expired token is tried until the gateway refuses it, because our clock may be wrong."""
     tokens = Tokens(settings_of(ENVOY_TOKEN=make_token(SERIAL, expires)), None)
     for _ in range(2):
         tokens.refused(tokens.token(SERIAL))
@@ -131,7 +131,7 @@ WRONG = [
 
 @pytest.mark.parametrize("text", WRONG, ids=lambda text: ascii(text)[:20])
 def test_a_wrong_token_is_a_sentence(enlighten: Enlighten, tmp_path: Path, text: str) -> None:
-    """Whatever Enphase gives that is no token is said before it is kept; in a file of ours it is passed over."""
+    """An answer of Enphase that is not a token is reported and not kept; one in our file is ignored."""
     enlighten.answers[TOKEN_PATH] = (200, text)
     assert "Enphase's token service answers with something that is not a token" in trouble(
         Tokens(account(enlighten), tmp_path)
@@ -145,7 +145,7 @@ def test_a_wrong_token_is_a_sentence(enlighten: Enlighten, tmp_path: Path, text:
 @hypothesis(deadline=None)
 @given(st.text() | st.dictionaries(st.sampled_from(["exp", "iat", "aud"]), CLAIMS).map(jwt) | st.text().map(jwt))
 def test_nothing_but_a_value_error(text: str) -> None:
-    """Any text is a token whose dates can be said, or a ValueError."""
+    """Any text is a token whose dates can be formatted, or a ValueError."""
     with suppress(ValueError, UnicodeEncodeError):
         token = Token.parse(text)
         assert token.expiry
@@ -153,7 +153,7 @@ def test_nothing_but_a_value_error(text: str) -> None:
 
 
 def test_shared(enlighten: Enlighten, tmp_path: Path) -> None:
-    """A fetched token is a secret, kept in the state directory for its owner alone, and both daemons use it."""
+    """A fetched token is kept in the state directory, private, for both daemons, and clean() hides it."""
     first, second = (Tokens(account(enlighten), tmp_path / "state") for _ in range(2))
     assert first.token(SERIAL) == second.token(SERIAL) == Token.parse(enlighten.tokens[0])
     assert enlighten.logins == [200]
@@ -164,7 +164,7 @@ def test_shared(enlighten: Enlighten, tmp_path: Path) -> None:
 
 
 def test_both_at_once(enlighten: Enlighten, tmp_path: Path) -> None:
-    """Daemons that ask at the same time log in once: the others wait for that token, and not for the file's lock."""
+    """Daemons that ask at the same time log in only once; the others wait, and the file is not locked meanwhile."""
     enlighten.hangs = True
     got: list[Token] = []
     threads = [
@@ -183,7 +183,7 @@ def test_both_at_once(enlighten: Enlighten, tmp_path: Path) -> None:
 
 
 def test_trouble_lasts(enlighten: Enlighten, tmp_path: Path) -> None:
-    """What Enphase answered is said until the next login is allowed, by both daemons."""
+    """Both daemons report Enphase's failure until the next login is allowed."""
     enlighten.answers[LOGIN_PATH] = BUSY
     wall = Wall()
     tokens, other = (Tokens(account(enlighten), tmp_path, wall) for _ in range(2))
@@ -197,7 +197,7 @@ def test_trouble_lasts(enlighten: Enlighten, tmp_path: Path) -> None:
 
 
 def test_who_was_killed_while_asking(enlighten: Enlighten, tmp_path: Path) -> None:
-    """A daemon that never wrote what Enphase answered costs the others ten minutes at most."""
+    """A daemon that was killed before it saved Enphase's answer delays the next login by ten minutes at most."""
     kept = {"token": "", "login_at": time.time() - 70, "trouble": "Enphase was asked and has not answered"}
     (tmp_path / "token.json").write_text(json.dumps(kept))
     wall = Wall()
@@ -213,7 +213,7 @@ def test_one_login_in_ten_minutes(enlighten: Enlighten, tmp_path: Path, *, state
     wall = Wall()
     tokens = Tokens(account(enlighten), tmp_path if state else None, wall)
     for minute in range(30):
-        for _ in range(2 if minute in (10, 20) else 1):  # the one that is kept, and a fresh one
+        for _ in range(2 if minute in (10, 20) else 1):  # the kept token, and a fresh one
             tokens.refused(tokens.token(SERIAL))
         assert trouble(tokens).startswith("the gateway refuses the token that Enphase gave (Enphase was asked ")
         assert len(enlighten.logins) == minute // 10 + 1
@@ -221,7 +221,7 @@ def test_one_login_in_ten_minutes(enlighten: Enlighten, tmp_path: Path, *, state
 
 
 def test_restart_and_clock(enlighten: Enlighten, tmp_path: Path) -> None:
-    """A restart does not bring the next login forward; a clock that was hours ahead does not put it off."""
+    """A restart does not bring the next login forward, and a clock that was hours ahead does not delay it."""
     wall = Wall()
     for _ in range(3):
         tokens = Tokens(account(enlighten), tmp_path, wall)
@@ -271,7 +271,7 @@ def test_renewal_fails(enlighten: Enlighten, tmp_path: Path, caplog: pytest.LogC
 
 
 def test_other_gateway(enlighten: Enlighten, tmp_path: Path) -> None:
-    """A kept token for another gateway is not used; the last gateway's serial number is remembered."""
+    """A kept token for another gateway is not used; the serial number of the last gateway is remembered."""
     wall = Wall()
     tokens = Tokens(account(enlighten), tmp_path, wall)
     tokens.token("122199999999")
@@ -290,7 +290,7 @@ SPOILED += ["[" * 60_000, '{"token":"","login_at":1e999,"trouble":""}', '{"token
 
 @pytest.mark.parametrize("content", SPOILED, ids=lambda text: text[:20])
 def test_spoiled_file(enlighten: Enlighten, tmp_path: Path, content: str) -> None:
-    """A file that a power cut or a person spoiled is as good as none: a token is fetched and kept."""
+    """A file that a power cut or a person spoiled is treated as missing: a token is fetched and kept."""
     (tmp_path / "token.json").write_text(content)
     assert Tokens(account(enlighten), tmp_path).token(SERIAL).text == enlighten.tokens[0]
     assert json.loads((tmp_path / "token.json").read_text())["token"] == enlighten.tokens[0]
@@ -301,7 +301,7 @@ def test_spoiled_file(enlighten: Enlighten, tmp_path: Path, content: str) -> Non
 def test_what_is_no_plain_file_is_left_alone(
     enlighten: Enlighten, tmp_path: Path, kind: str, *, readonly: bool
 ) -> None:
-    """No link is followed, no pipe waited for: the token is kept in memory."""
+    """If token.json is a link, a pipe or a folder, it is left alone and the token is kept in memory."""
     target, place = tmp_path / "target", tmp_path / "token.json"
     target.write_text('{"token":"' + make_token(SERIAL, 2e9) + '",' + KEPT)
     before = target.read_text(), target.stat()
@@ -319,7 +319,7 @@ def test_what_is_no_plain_file_is_left_alone(
 
 
 def test_who_only_reads_writes_nothing(enlighten: Enlighten, tmp_path: Path) -> None:
-    """`check` uses the daemons' token and keeps to their ten minutes, and leaves no trace."""
+    """`check` uses the daemons' token, respects their ten minutes between logins, and writes nothing."""
     state = tmp_path / "state"
     reading = Tokens(account(enlighten), state, readonly=True)
     assert reading.token(SERIAL) == reading.token(SERIAL)
@@ -336,7 +336,7 @@ def test_who_only_reads_writes_nothing(enlighten: Enlighten, tmp_path: Path) -> 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a directory away")
 def test_root_writes_nothing_for_another_user(enlighten: Enlighten, tmp_path: Path) -> None:
-    """A file of root's in the service's directory is one that the service cannot use."""
+    """Root writes no file into the service's directory, because the service could not use it."""
     os.chown(tmp_path, 12345, 12345)
     tokens = Tokens(account(enlighten), tmp_path)
     assert tokens.token(SERIAL) == tokens.token(SERIAL)
@@ -347,7 +347,7 @@ def test_root_writes_nothing_for_another_user(enlighten: Enlighten, tmp_path: Pa
 def test_a_disk_that_fails(
     enlighten: Enlighten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[Any, str, int]
 ) -> None:
-    """Without locks (NFS) and on a full disk memory serves, one login in ten minutes, and no descriptor is lost."""
+    """Without locks (NFS) or on a full disk the token is kept in memory, Enphase is asked once, no descriptor leaks."""
     module, name, number = call
     monkeypatch.setattr(module, name, Mock(side_effect=OSError(number, "no")))
     tokens = Tokens(account(enlighten), tmp_path)
@@ -358,7 +358,7 @@ def test_a_disk_that_fails(
 
 
 def test_no_state(enlighten: Enlighten, tmp_path: Path) -> None:
-    """Where there is no directory the token is kept in memory."""
+    """Without a state directory the token is kept in memory."""
     (tmp_path / "file").touch()
     for state in (tmp_path / "file", None):
         tokens = Tokens(account(enlighten), state)

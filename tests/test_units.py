@@ -1,4 +1,4 @@
-"""The unit files as texts: what systemd itself says of them, and what a reader may rely on."""
+"""The unit files: what systemd-analyze says of them, and the rules for their text."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ both = pytest.mark.parametrize("unit", [STREAM, INVERTERS], ids=lambda unit: uni
 
 
 def analyze(*arguments: str) -> str:
-    """Return what systemd-analyze prints, and complains."""
+    """Return what systemd-analyze prints on stdout and stderr."""
     if not shutil.which("systemd-analyze"):
         skip_or_fail("systemd-analyze is not installed", "REQUIRE_SYSTEMD")
     command = ["systemd-analyze", *arguments]
@@ -26,7 +26,7 @@ def analyze(*arguments: str) -> str:
 
 @both
 def test_systemd_reads_the_unit_without_a_word(unit: Path, tmp_path: Path) -> None:
-    """`systemd-analyze verify` has nothing to say, with a Python that is there in place of the installed one."""
+    """`systemd-analyze verify` prints nothing; the installed Python's path is replaced by one that exists here."""
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace("/opt/envoy2emon/bin/python", sys.executable))
     assert analyze("verify", "--man=no", str(copy)) == ""
@@ -34,7 +34,7 @@ def test_systemd_reads_the_unit_without_a_word(unit: Path, tmp_path: Path) -> No
 
 @both
 def test_the_sandbox_is_tight(unit: Path) -> None:
-    """The exposure by `systemd-analyze security` is at most 1.2."""
+    """The exposure level that `systemd-analyze security` gives is at most 1.2."""
     words = analyze("security", "--offline=true", "--no-pager", str(unit))
     level = re.search(r"Overall exposure level for \S+: ([\d.]+)", words)
     assert level, words
@@ -43,7 +43,7 @@ def test_the_sandbox_is_tight(unit: Path) -> None:
 
 @both
 def test_every_directive_has_its_reason_above_it(unit: Path) -> None:
-    """The line above a directive is a comment, which no other directive shares."""
+    """Each directive but Description= has a comment of its own on the line above it."""
     lines = unit.read_text().splitlines()
     bare = [line for above, line in pairwise(lines) if re.match(r"\w+=", line) and not above.startswith("#")]
     assert [line for line in bare if not line.startswith("Description=")] == []
@@ -51,12 +51,12 @@ def test_every_directive_has_its_reason_above_it(unit: Path) -> None:
 
 @both
 def test_no_comment_stands_behind_a_value(unit: Path) -> None:
-    """A `#` stands only where a line begins: elsewhere systemd takes it for a part of the value."""
+    """`#` stands only at the start of a line, because elsewhere systemd takes it for a part of the value."""
     assert [line for line in unit.read_text().splitlines() if "#" in line[1:]] == []
 
 
 def test_the_units_differ_in_what_they_run_and_how_they_are_called() -> None:
-    """All that both daemons share is the same in both units, line by line."""
+    """Except for comments, Description=, ExecStart= and SyslogIdentifier=, the units are the same line by line."""
     pairs = zip(STREAM.read_text().splitlines(), INVERTERS.read_text().splitlines(), strict=True)
     different = [(one, other) for one, other in pairs if one != other]
     assert [one.partition("=")[0] for one, _ in different if not one.startswith("#")] == [

@@ -1,4 +1,4 @@
-"""install.sh beside what is there already, and where it cannot install, on fresh Debian."""
+"""install.sh on a fresh Debian: over an earlier installation, and where it cannot install."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.installs import BOTH, OFFLINE, edit_for, fresh, install, shell, start
 from tests.machine import SETTINGS, Machine
 from tests.readme import commands
 
-pytestmark = pytest.mark.timeout(300)  # making the roots for the first time takes most of it
+pytestmark = pytest.mark.timeout(300)  # making the root file systems for the first time takes most of it
 # What install.sh may touch.
 TRACES = "ls -lA --time-style=full-iso /opt /usr/local/bin /etc/systemd/system /etc/envoy2emon 2>&1"
 
@@ -27,7 +27,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def refuses(machine: Machine, words: str, *before: str) -> None:
-    """Run install.sh, which has to end with these words and to leave everything as it was."""
+    """Run install.sh, and check that it fails with these words and leaves everything as it was."""
     was = machine.run("sh", "-c", f"{TRACES} || true")
     done = machine.enter(*before, "/mnt/systemd/install.sh", environ={"PIP_RETRIES": "0"})
     assert done.returncode == 1
@@ -36,9 +36,9 @@ def refuses(machine: Machine, words: str, *before: str) -> None:
 
 
 def test_upgrades(machine: Machine) -> None:
-    """Settings stay, a new one is named; what ran is restarted, what was off stays off; what does not run is named.
+    """An upgrade keeps the settings, names new ones, restarts only what ran, and names the daemons that do not run.
 
-    What comes first, on what --uninstall left, are the README's lines.
+    The test first runs the README's commands, with the settings as --uninstall leaves them.
     """
     setup, _, begin, check = commands("Install it on the Pi")[:4]
     machine.write(SETTINGS, (PROJECT / ".env.example").read_text(), "0600")
@@ -81,7 +81,7 @@ def test_upgrades(machine: Machine) -> None:
 
 
 def test_refusals_leave_all_as_it_was(machine: Machine) -> None:
-    """Not root, no systemd, no network, a Python too old: a clear sentence, and what was installed is unchanged."""
+    """Without root, systemd, a network or a recent Python, install.sh says so and leaves the installation unchanged."""
     machine.write(Path("/opt/envoy2emon/installed"), "before")
     machine.write(Path("/etc/apt/apt.conf.d/once"), 'Acquire::Retries "0";')
     refuses(machine, "must be run as root", "setpriv", "--reuid=65534", "--clear-groups")

@@ -1,4 +1,4 @@
-"""What leaves this program can be shown to anyone."""
+"""clean() makes any text fit to be shown to anyone: one line, without secrets and control characters."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from envoy2emon.words import clean, keep_secret
 
 KEY = "0123456789abcdef0123456789abcdef"
 TRICKY = 'it\'s "#1" \\ pa/ss&wörd😀'
-# What a password may be: the stars that replace it are no part of it, and it is too long for an ordinary word.
+# Possible passwords: without the stars that replace them, and too long to be ordinary words.
 SECRETS = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="*"), min_size=16, max_size=40)
 each_alone = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 
@@ -22,7 +22,7 @@ each_alone = settings(suppress_health_check=[HealthCheck.function_scoped_fixture
 @given(st.text(), st.integers(0, 50) | st.none())
 @example("\x1b[2J\x9b31m\r\n\t\u202eevil\u2066\ud800\x7f\u2028\u0085end", None)
 def test_one_line_without_control_characters(text: str, most: int | None) -> None:
-    """Whatever comes in, one line comes out, of `most` characters at most, that can be encoded and moves no cursor."""
+    """Any text gives one line of at most `most` characters that can be encoded and has no control characters."""
     said = clean(text, most)
     assert not {unicodedata.category(letter) for letter in said} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     said.encode()
@@ -31,7 +31,7 @@ def test_one_line_without_control_characters(text: str, most: int | None) -> Non
 
 
 def test_what_stands_for_what() -> None:
-    """White space of any kind and length is one space; any other control is a question mark; letters stay."""
+    """White space of any kind and length becomes one space, and other controls question marks; letters stay."""
     assert clean("  a\n\tb\u2028c\x00\x1b[1m d\u202eé\ud83d😀 ") == "a b c??[1m d?é?😀"
 
 
@@ -63,7 +63,7 @@ ECHOES = {
 @pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
 @given(SECRETS | st.sampled_from([KEY, TRICKY, "\\" * 20]), st.text(max_size=20), st.text(max_size=20))
 def test_no_echo_of_a_secret_gets_out(echo, secret: str, before: str, behind: str) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - of ECHOES
-    """A secret is three stars in whatever form a neighbour sends it back, between any other characters."""
+    """A secret is replaced by three stars, in whatever form a peer sends it back and whatever is around it."""
     keep_secret(secret)
     said = clean(f"{before} {echo(secret)} {behind}")
     assert "***" in said
@@ -74,19 +74,19 @@ def test_no_echo_of_a_secret_gets_out(echo, secret: str, before: str, behind: st
 @each_alone
 @given(SECRETS, st.integers(0, 40))
 def test_secrets_are_replaced_before_the_cut(secret: str, most: int) -> None:
-    """The cut leaves no piece of a secret behind."""
+    """Cutting a text leaves no piece of a secret behind, because secrets are replaced first."""
     keep_secret(secret)
     assert clean("**********" + secret, most) == "*************"[:most]
 
 
 def test_controls_do_not_hide_a_secret() -> None:
-    """A secret that white space or a control character divides is put together by cleaning, and is replaced then."""
+    """White space and control characters cannot hide a secret, because they are replaced before secrets are."""
     keep_secret("my secret? words")
     assert clean("my\r\n secret\x1b\twords") == "***"
 
 
 def test_one_secret_within_another() -> None:
-    """The longer one is replaced as a whole."""
+    """If one secret is part of another, the longer one is replaced as a whole."""
     for secret in ("hunter22", "hunter22hunter22", ""):
         keep_secret(secret)
     assert clean("hunter22hunter22, hunter22hunter, x") == "***, ***hunter, x"
@@ -108,6 +108,6 @@ def test_one_secret_within_another() -> None:
     ],
 )
 def test_ordinary_words(secret: str, text: str, said: str | None) -> None:
-    """A secret that may be an ordinary word or number counts where it stands alone; any other one everywhere."""
+    """A secret that may be an ordinary word or number is replaced only where it stands alone, any other everywhere."""
     keep_secret(secret)
     assert clean(text) == (said or text)

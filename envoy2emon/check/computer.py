@@ -1,7 +1,7 @@
 """The questions to this computer: its clock, the saved backlog, the live page, the units.
 
-Nothing is opened for writing, a daemon at work is not disturbed, and no link in the state directory is followed,
-because root asks and the service's user may have put it there.
+Nothing is opened for writing, and a running daemon is not disturbed. No link in the state directory is followed,
+because the check may run as root while the service's user may have made the link.
 """
 
 import json
@@ -21,12 +21,12 @@ from envoy2emon.outage import duration
 from envoy2emon.settings import INSTALLED_ENV_FILE
 
 CLOCKS_APART_S = 60.0
-# A day of 36 inputs takes 13 MB; the daemons save 31 MB at most (emoncms/backlog.py).
+# A day's rows of 36 inputs take 13 MB; the daemons save at most 31 MB (emoncms/backlog.py).
 LEAST_FREE = MOST_SAVED = 50 * 1024 * 1024
 DAEMONS = {"envoy2emon": "stream", "envoy2emon_inv": "inverters"}
 SUDO = "run: sudo envoy2emon check"
 _TOOL_TIMEOUT_S = 5.0
-_MOST_STEPS = 10_000_000  # of SQLite's machine: a second
+_MOST_STEPS = 10_000_000  # instructions of SQLite's virtual machine, which take a second
 _ROWS = "SELECT sum(length(dates) - length(replace(dates, ',', '')) + 1) FROM blocks"
 _PROPERTIES = (
     "Id,LoadState,UnitFileState,ActiveState,SubState,Result,StatusText,NRestarts,ExecMainStatus,InvocationID,"
@@ -35,7 +35,7 @@ _PROPERTIES = (
 
 
 def ask(live_listen: str | None, state: Path | None, found: Found) -> Iterator[Verdict]:
-    """Ask all of it."""
+    """Ask this computer all questions."""
     yield from _clocks(found)
     yield from _backlog(state)
     if live_listen:
@@ -67,7 +67,7 @@ def _clocks(found: Found) -> Iterator[Verdict]:
 
 
 def _apart(seconds: float) -> str:
-    if abs(seconds) < 3:  # noqa: PLR2004 - both sides tell whole seconds
+    if abs(seconds) < 3:  # noqa: PLR2004 - the other clocks report whole seconds
         return "the same"
     return f"{duration(abs(seconds))} {'ahead' if seconds > 0 else 'behind'}"
 
@@ -104,7 +104,7 @@ def _backlog(state: Path | None) -> Iterator[Verdict]:
 
 
 def _saved(state: Path, files: Mapping[str, str]) -> Verdict:
-    """Tell how many rows of each daemon are saved."""
+    """Report how many rows of each daemon are saved."""
     try:
         rows = {name: _count(_content(state, file)) for name, file in files.items()}
     except PermissionError:
@@ -118,7 +118,7 @@ def _saved(state: Path, files: Mapping[str, str]) -> Verdict:
 
 
 def _content(state: Path, name: str) -> bytes:
-    """Return a file's content, "" if it has gone. Raises OSError."""
+    """Return a file's content, empty if it has gone. Raises OSError, also if it is too large or no regular file."""
     try:
         number = os.open(state / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -133,13 +133,13 @@ def _content(state: Path, name: str) -> bytes:
 
 
 def _count(content: bytes) -> int:
-    """Count rows in memory. Raises sqlite3.Error."""
+    """Return how many rows are in the content of a backlog file. Raises sqlite3.Error."""
     if not content:
         return 0
     with closing(sqlite3.connect(":memory:")) as file:
         file.deserialize(content)
-        file.execute("PRAGMA trusted_schema = OFF")  # whoever wrote the file shall not run functions here
-        file.set_progress_handler(lambda: 1, _MOST_STEPS)  # ends what is no table and has no end
+        file.execute("PRAGMA trusted_schema = OFF")  # the file's author must not run functions here
+        file.set_progress_handler(lambda: 1, _MOST_STEPS)  # stops an endless view in the table's place
         return int(file.execute(_ROWS).fetchone()[0] or 0)
 
 
@@ -159,7 +159,7 @@ def _live(listen: str) -> Verdict:
 
 
 def _units(idle: Collection[str]) -> Iterator[Verdict]:
-    """Tell of each unit; those in `idle` have nothing to do at this gateway."""
+    """Report on each unit; those in `idle` have nothing to do at this gateway."""
     units = [f"{name}.service" for name in DAEMONS]
     shown, _ = _output("systemctl", "show", "--timestamp=unix", f"--property={_PROPERTIES}", *units)
     if not shown:
@@ -212,18 +212,18 @@ def _not_running(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
 
 
 def _changed_since(started: str) -> bool:
-    """Tell whether the file that the units read, whichever is read here, is newer than a unit's start."""
+    """Return whether the units' settings file, even if another one is read here, has changed since a unit's start."""
     try:
-        # systemd tells whole seconds.
+        # systemd reports whole seconds.
         return INSTALLED_ENV_FILE.stat().st_mtime >= float(started.removeprefix("@")) + 1
     except (OSError, ValueError):
         return False
 
 
 def _last_trouble(name: str, unit: Mapping[str, str]) -> tuple[str, str]:
-    """Return the last warning or error that the daemon itself wrote in this run, and what journalctl complains of.
+    """Return the last warning or error that the daemon itself wrote in this run, and journalctl's complaints.
 
-    A neighbour's trouble that the status of a running daemon tells is not told again.
+    The message is left out if the status of a running daemon already gives its reason.
     """
     run, status = unit["InvocationID"], unit["StatusText"] if unit["ActiveState"] == "active" else ""
     options = ("--priority=warning", "--lines=1", "--output=json", "--no-pager", f"_SYSTEMD_INVOCATION_ID={run}")
@@ -240,7 +240,7 @@ def _last_trouble(name: str, unit: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _output(*command: str) -> tuple[str, str]:
-    """Return what a command prints to stdout and stderr, nothing on stdout if it fails or takes too long."""
+    """Return a command's stdout and stderr: no stdout if it fails, neither if it cannot run or takes too long."""
     try:
         done = subprocess.run(  # noqa: S603 - fixed words
             command, capture_output=True, timeout=_TOOL_TIMEOUT_S, check=False, text=True, errors="replace"

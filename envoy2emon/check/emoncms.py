@@ -1,6 +1,6 @@
-"""The questions to EmonCMS: is it there, may the key write, do both daemons' rows arrive.
+"""The questions to EmonCMS: whether it is there, whether the key may write, and whether both daemons' rows arrive.
 
-No question leaves an input behind.
+No question creates an input.
 """
 
 import json
@@ -18,11 +18,11 @@ from envoy2emon.outage import duration
 from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
 from envoy2emon.settings import Secret, Settings
 
-# A row a second and a report in 5 minutes: what is older than the newest one by so much has stopped.
+# Meters give a row a second, and inverters a report in 5 minutes. A daemon whose inputs lag further has stopped.
 STALE_S = 300.0
 LONGER_THAN_A_NIGHT_S = 86400.0
-MOST_NODES = 32  # of an account (input_methods.php)
-# What the two daemons post: a node may hold other sensors' inputs too.
+MOST_NODES = 32  # in an account (input_methods.php)
+# The names of the inputs that the two daemons post, because a node may hold other sensors' inputs too.
 _METERS = re.compile(rf"({'|'.join(SECTION_NAMES)})_({'|'.join(PHASES)})_({'|'.join(KEY_NAMES)})")
 _INVERTERS = re.compile(r"[0-9A-Za-z]+_(wNow|wMax)")
 _VERSION = re.compile(r"(?:low-write )?v?\d+\.[\w.~ -]{1,30}")
@@ -36,11 +36,11 @@ _DROPPED = (
 
 
 def ask(settings: Settings, found: Found) -> Iterator[Verdict]:
-    """Ask all of it; without a key only what needs none. `found` gets how far EmonCMS's clock is ahead."""
+    """Ask EmonCMS all questions, without a key only those that need none; set `found.emoncms_ahead`."""
     url, pin = settings.emoncms_url, settings.emoncms_cert_sha256
     try:
         version = _version(url, pin)
-    except Unauthorized:  # EmonCMS itself tells its version to anyone
+    except Unauthorized:  # EmonCMS itself gives its version to anyone
         yield fail("EmonCMS", f"{url} asks for a password of its web server (401): is EMONCMS_URL right?")
         return
     except Unavailable as trouble:
@@ -56,7 +56,7 @@ def ask(settings: Settings, found: Found) -> Iterator[Verdict]:
 
 
 def _account(settings: Settings, version: str, found: Found) -> Iterator[Verdict]:
-    """Tell what the key opens, and what has arrived."""
+    """Report what the key may do, and what has arrived."""
     url, key, pin = settings.emoncms_url, settings.emoncms_apikey, settings.emoncms_cert_sha256
     with (
         closing(EmonCMS(url, key, settings.emoncms_node, pin)) as emoncms,
@@ -82,14 +82,14 @@ def _account(settings: Settings, version: str, found: Found) -> Iterator[Verdict
 
 
 def _version(url: str, pin: str | None) -> str:
-    """Return the version, "" if what answers does not tell one as EmonCMS does. Raises Unavailable, Unauthorized."""
+    """Return the version, "" if the answer is not one of EmonCMS's form. Raises Unavailable, Unauthorized."""
     with closing(EmonCMS(url, None, pin=pin)) as emoncms:
         text = emoncms.version()
     return text if _VERSION.fullmatch(text) else ""
 
 
 def _elsewhere(url: str, pin: str | None) -> str:
-    """Look for EmonCMS at the usual paths and say where it is."""
+    """Look for EmonCMS at the usual paths, and return advice if it is there."""
     parts = urlsplit(url)
     for path in sorted({"/emoncms", ""} - {parts.path}):
         other = f"{parts.scheme}://{parts.netloc}{path}"
@@ -100,7 +100,7 @@ def _elsewhere(url: str, pin: str | None) -> str:
 
 
 def _cure(trouble: Unavailable, url: str, pin: str | None) -> str:
-    """Tell what to do about a trouble, where its own words do not."""
+    """Return what to do about a trouble, "" if there is nothing to add to its own words."""
     cause, words = trouble.__cause__, str(trouble)
     if isinstance(cause, web.NoName):
         avahi = "; names in .local need: sudo apt install avahi-daemon libnss-mdns" if ".local" in url else ""
@@ -118,7 +118,7 @@ def _cure(trouble: Unavailable, url: str, pin: str | None) -> str:
 
 
 def _certificate(url: str, pin: str | None) -> str:
-    """Say which certificate an https URL shows."""
+    """Return advice on the certificate that an https URL presents."""
     try:
         found = web.fingerprint(url)
     except web.Failed:
@@ -128,7 +128,7 @@ def _certificate(url: str, pin: str | None) -> str:
 
 
 def _redirected(url: str, pin: str | None) -> str:
-    """If the server redirects to https, say what to set."""
+    """Return what to set if the server redirects to https, else ""."""
     with suppress(web.Failed), web.session(url, pin) as session, web.in_words():
         with session.get(f"{url}/version", timeout=_TIMEOUT_S, stream=True, allow_redirects=False) as response:
             target = response.headers.get("Location", "") if response.is_redirect else ""
@@ -144,7 +144,7 @@ def _redirected(url: str, pin: str | None) -> str:
 
 
 def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
-    """Tell whether the key may write. Raises Unauthorized, Unavailable."""
+    """Report whether the key may write. Raises Unauthorized, Unavailable."""
     try:
         emoncms.post_nothing()
     except Unavailable as trouble:
@@ -163,7 +163,7 @@ def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
 
 
 def _nodes(url: str, key: Secret, pin: str | None) -> set[str] | None:
-    """Ask for all nodes with the key in a form, which no proxy drops; None if that is not answered."""
+    """Return the names of all nodes, None without a valid answer. The key is sent in a form, which no proxy drops."""
     with suppress(web.Failed), web.session(url, pin) as session, web.in_words():
         response = session.post(
             f"{url}/input/get", {"apikey": key.value}, timeout=_TIMEOUT_S, stream=True, allow_redirects=False
@@ -175,7 +175,7 @@ def _nodes(url: str, key: Secret, pin: str | None) -> set[str] | None:
 
 
 def _full(nodes: set[str] | None, ours: set[str]) -> Iterator[Verdict]:
-    """Tell if EmonCMS takes no new node, and lacks one of ours."""
+    """Report if the account takes no new node and lacks one of ours."""
     if nodes and len(nodes) >= MOST_NODES and (lacking := sorted(ours - nodes)):
         missing = " and ".join(lacking)
         cure = "delete the inputs of one that you no longer use, on EmonCMS's Inputs page"
@@ -185,7 +185,7 @@ def _full(nodes: set[str] | None, ours: set[str]) -> Iterator[Verdict]:
 
 
 def _arriving(settings: Settings, meters: Mapping[str, int], inverters: Mapping[str, int], found: Found) -> Verdict:
-    """Tell what has arrived in both nodes, and whether it is what the gateway has to give."""
+    """Report what has arrived in both nodes, and warn of a daemon whose rows are overdue."""
     now = time.time() + (found.emoncms_ahead or 0.0)
     told, idle = [], []
     if found.meters is not False:
@@ -196,7 +196,7 @@ def _arriving(settings: Settings, meters: Mapping[str, int], inverters: Mapping[
     if found.newest_report != 0:
         count, newest = _ours(_INVERTERS, inverters)
         told.append(_told(count, settings.emoncms_inverters_node, now - newest if newest else None))
-        # They are dated by the gateway, so it is its newest report that has to be there.
+        # The gateway dates the reports, so the gateway's newest report must have arrived.
         due = now - LONGER_THAN_A_NIGHT_S if found.newest_report is None else found.newest_report
         if newest < due - STALE_S - float(settings.inverters_interval_s):
             idle.append("envoy2emon_inv")

@@ -1,7 +1,7 @@
 """The questions to the gateway: name, ports, firmware, login, meters, one reading, the inverters.
 
-It is asked gently: one stream, closed at its first event, and one login for all questions. What says that the gateway
-is to be switched off and on stands where it has said who it is, because another device may be at ENVOY_HOST.
+The questions put little load on it: one stream, closed at its first event, and one login for all of them. The advice to
+switch the gateway off and on comes only after it has identified itself, because ENVOY_HOST may be another device.
 """
 
 import socket
@@ -46,7 +46,10 @@ _OFF_AND_ON = f"{_AGAIN}, then switch the gateway off and on"
 
 
 def ask(settings: Settings, tokens: Tokens, found: Found, patience: float) -> Iterator[Verdict]:
-    """Ask all of it; `found` gets what later questions need. patience: the longest wait for a reading, in seconds."""
+    """Ask the gateway all questions, and set what later ones need in `found`.
+
+    patience: the longest wait for a reading, in seconds.
+    """
     ways = list(_ways(settings.envoy_host))
     yield from ways
     if ways[-1].word == "FAIL":
@@ -75,7 +78,7 @@ def ask(settings: Settings, tokens: Tokens, found: Found, patience: float) -> It
                 return
     else:
         yield warn("meters", _NO_METERS)
-    # Below firmware 7 the inverters' user is another one.
+    # Below firmware 7 another user reads the inverters.
     theirs = gateway if info.needs_token else Gateway(settings, tokens, inverters=True)
     reports = yield from _inverters(theirs, info, found)
     if not info.metered and tokens.current:
@@ -85,7 +88,7 @@ def ask(settings: Settings, tokens: Tokens, found: Found, patience: float) -> It
 
 
 def _ways(host: str) -> Iterator[Verdict]:
-    """Look the name up and try the ports; FAIL comes last."""
+    """Look the name up and try the ports; a FAIL is always the last verdict."""
     places = [urlsplit(url) for url in urls(host)]
     name = places[0].hostname or ""
     try:
@@ -198,7 +201,7 @@ def _first_event(stream: Iterator[bytes], patience: float) -> MeterReading:
 
 
 def _login(tokens: Tokens, settings: Settings) -> Verdict:
-    """Tell who is accepted, and until when."""
+    """Report which login is accepted, and until when."""
     token = tokens.current
     if token is None:
         return ok("login", f"user {settings.envoy_user} is accepted for the meters")

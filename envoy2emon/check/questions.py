@@ -1,7 +1,7 @@
 """`envoy2emon check`: every question that a puzzled owner has, in the order in which a person would ask.
 
-Each answer comes in bounded time, and nothing is changed by asking. A question that cannot be asked before an earlier
-one is answered well is left out; one neighbour's trouble keeps nobody from asking the others.
+Each answer comes within a bounded time, and no question changes anything. A question is left out if it depends on an
+earlier one that went badly. Trouble with the gateway, EmonCMS or this computer does not stop questions to the others.
 """
 
 import logging
@@ -28,9 +28,9 @@ _OUR_FILES = Path(__file__).parent.parent
 
 
 def run(env_file: Path | None, environ: Mapping[str, str], *, patience: float = PATIENCE_S) -> int:
-    """Ask everything, print one line an answer, and return 1 if a line says FAIL, else 0.
+    """Ask everything, print one line per answer, and return 1 if a line says FAIL, else 0.
 
-    patience: the longest wait for a reading, in seconds; twice as long is the longest wait for any answer.
+    patience: the longest wait for a reading, in seconds; the longest wait for any answer is twice that.
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -52,7 +52,7 @@ def run(env_file: Path | None, environ: Mapping[str, str], *, patience: float = 
 
 
 def _settings(report: Report, env_file: Path | None, environ: Mapping[str, str]) -> tuple[Settings, set[str]]:
-    """Tell how the settings are; return them, with the default in place of each that is wrong, and the wrong names."""
+    """Report on the settings; return them, with defaults in place of wrong ones, and the names of the wrong ones."""
     path = settings.find(env_file, environ)
     shown = settings.display(path.absolute(), environ)
     report.env_file = str(shown)
@@ -86,7 +86,7 @@ def _denied(path: Path) -> bool:
 
 
 class _Troubles(logging.Handler):
-    """What the daemons' modules would warn of in the journal is an answer too."""
+    """Prints as answers the warnings that the daemons' modules would log."""
 
     def __init__(self, report: Report) -> None:
         super().__init__()
@@ -97,9 +97,9 @@ class _Troubles(logging.Handler):
 
 
 def _say(report: Report, verdicts: Iterator[Verdict], within: float, late: Verdict) -> None:
-    """Report verdicts; if the next one takes longer than `within` s, say `late` and leave the thread that hangs.
+    """Report verdicts; if the next one takes longer than `within` s, report `late` and abandon the hanging thread.
 
-    What nobody foresaw becomes a FAIL: it ends these questions, not the others.
+    An unforeseen exception becomes a FAIL, which ends these questions but not the others.
     """
     answers: SimpleQueue[Verdict | None] = SimpleQueue()
 
@@ -107,7 +107,7 @@ def _say(report: Report, verdicts: Iterator[Verdict], within: float, late: Verdi
         try:
             for verdict in verdicts:
                 answers.put(verdict)
-        except Exception as error:  # noqa: BLE001 - it is told, with its place
+        except Exception as error:  # noqa: BLE001 - it is reported, with its place
             places = [(Path(at.filename), at.lineno) for at in traceback.extract_tb(error.__traceback__)]
             file, line = [place for place in places if place[0].is_relative_to(_OUR_FILES)][-1]
             what = f"{type(error).__name__}: {error} ({file.name}, line {line})"

@@ -1,6 +1,6 @@
-"""What `check` makes of the gateway's answers: watts by phase, what is posted and what is not, the inverters.
+"""What `check` concludes from the gateway's answers: watts by phase, which sections are posted, the inverters.
 
-It judges by what is on record of gateways (gateway/meters.py has the rules for meters), and says by what it judges.
+It judges by what is on record about gateways (gateway/meters.py has the rules for meters), and says on what grounds.
 """
 
 import time
@@ -16,20 +16,20 @@ from envoy2emon.rows import SECTION_NAMES
 from envoy2emon.settings import Settings
 
 LONGER_THAN_A_NIGHT_S = 86400.0
-# Inverters report every 5 minutes, or 15: what is older tells nothing of the watts of the moment.
+# Inverters report every 5 or 15 minutes. An older report says nothing about the present watts.
 RECENT_S = 1200.0
-# Below it clouds and dusk explain more than a missing current transformer does.
+# Below this, clouds and dusk are a likelier explanation than a missing current transformer.
 MUCH_W = 500
 _CTS = "are its current transformers (CTs) connected, and enabled in the installer's setup?"
 
 
 def watts(reading: MeterReading) -> str:
-    """Write every section's watts, phase by phase."""
+    """Format every section's watts, phase by phase."""
     return "; ".join(_watts(section, reading) for section in SECTION_NAMES.values() if section in reading.sections)
 
 
 def _watts(section: str, reading: MeterReading) -> str:
-    """Write a section's watts, for the phases in use: unused ones are all zeros."""
+    """Format a section's watts, for the phases in use, because unused ones are all zeros."""
     phases = {
         phase: values["p"]
         for phase, values in reading.sections[section].items()
@@ -40,7 +40,7 @@ def _watts(section: str, reading: MeterReading) -> str:
 
 
 def posted(reading: MeterReading, meters: Sequence[Meter], settings: Settings) -> Iterator[Verdict]:
-    """Say what is wrong with what is posted, and what the gateway sends beside it."""
+    """Report what is wrong with the posted sections, and which other sections the gateway sends."""
     sections = settings.stream_sections
     calculated = settings.stream_net == "calculated"
     troubles = advice(meters, sections, reading, net_calculated=calculated) or _silent(reading, sections, calculated)
@@ -50,7 +50,7 @@ def posted(reading: MeterReading, meters: Sequence[Meter], settings: Settings) -
         yield ok("meters", f"what is posted ({','.join(sections)}) is measured")
     off = {meter.kind for meter in meters if not meter.enabled}
     if off & {"production", "net-consumption"}:
-        off.add("total-consumption")  # the gateway's sum of both
+        off.add("total-consumption")  # the gateway computes it from both
     names = [name for name, section in SECTION_NAMES.items() if section in reading.sections.keys() - off]
     if more := [name for name in names if name not in sections]:
         told = " and ".join(SECTION_NAMES[name] for name in more)
@@ -59,9 +59,9 @@ def posted(reading: MeterReading, meters: Sequence[Meter], settings: Settings) -
 
 
 def _silent(reading: MeterReading, sections: Collection[str], calculated: bool) -> list[str]:  # noqa: FBT001
-    """Look for current transformers behind the sections that are posted.
+    """Return a complaint if posted sections seem to have no current transformers (CTs), else an empty list.
 
-    At night a production's p is near 0, but its q, s and i are not; without CTs the section is missing or all zeros.
+    At night the production's p is near 0, but its q, s and i are not. Without CTs the section is missing or all zeros.
     """
     lacking = {}
     for name in sections:
@@ -75,7 +75,7 @@ def _silent(reading: MeterReading, sections: Collection[str], calculated: bool) 
 
 
 def panels(reading: MeterReading, reports: Sequence[InverterReport], now: float) -> Iterator[Verdict]:
-    """Compare what the panels give with what the production meter says; `now` by the gateway's clock, epoch s."""
+    """Warn if the production meter measures far less than the inverters report; `now`: epoch s, the gateway's clock."""
     recent = [each for each in reports if each.dev_type != AC_BATTERY and now - each.reported_at < RECENT_S]
     given = _sum(report.watts for report in recent)
     phases = reading.sections.get("production", {}).values()
@@ -87,7 +87,7 @@ def panels(reading: MeterReading, reports: Sequence[InverterReport], now: float)
 
 
 def inverters(reports: Sequence[InverterReport], skipped: int, ahead: float) -> Verdict:
-    """Say how many inverters report, and how long ago; `ahead`: by how many seconds the gateway's clock is."""
+    """Say how many inverters report, and how long ago; `ahead`: the seconds by which the gateway's clock is ahead."""
     rest = f"; {skipped} without serial number, date or watts, which are not posted" if skipped else ""
     if not reports:
         return warn("inverters", f"none of them has ever reported{rest}: are they off? Look in Enphase's app")

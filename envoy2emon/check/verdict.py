@@ -1,4 +1,4 @@
-"""What `check` says: one line an answer, which its reader can post in a forum.
+"""What `check` prints: one line per answer, which its reader can post in a forum.
 
 No line holds a secret, a password in a URL, an e-mail address, or more of a serial number than its last four digits.
 """
@@ -17,7 +17,7 @@ _HIDDEN = (
     (re.compile(r"""(?<=ENPHASE_EMAIL is )(['"]).*?\1(?=: expected)"""), "'***'"),
     (re.compile(r"""(?<=ENVOY_SERIAL is )(['"]).*?\1(?=: expected)"""), "'***'"),
     (re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+"), "***"),
-    # Gateways and inverters have twelve digits; the last four tell them apart at home.
+    # Serial numbers of gateways and inverters have twelve digits; the last four distinguish those of one site.
     (re.compile(r"(?<![^\W_])\d{4,}(\d{4})(?![^\W_])"), r"...\1"),
 )
 _ENV_FILE = re.compile(r"(?<![\w/.*])\.env(?![\w.])")
@@ -25,7 +25,7 @@ _ENV_FILE = re.compile(r"(?<![\w/.*])\.env(?![\w.])")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An answer: `word` is ok, warn or FAIL, `subject` what was asked about."""
+    """An answer. word: ok, warn or FAIL. subject: what was asked about."""
 
     word: str
     subject: str
@@ -34,10 +34,10 @@ class Verdict:
 
 @dataclass(slots=True)
 class Found:
-    """What answers tell later questions; None is not known.
+    """What answers contribute to later questions; None means not known.
 
-    gateway_ahead, emoncms_ahead: by how many seconds these clocks are ahead of this computer's. meters: whether the
-    gateway has any. newest_report: of its inverters, epoch s by its clock, 0 if it lists none.
+    gateway_ahead, emoncms_ahead: the seconds by which these clocks are ahead of this computer's. meters: whether the
+    gateway has any. newest_report: the date of its newest inverter report, epoch s by its clock, 0 if it lists none.
     """
 
     gateway_ahead: float | None = None
@@ -52,7 +52,7 @@ def ok(subject: str, text: str) -> Verdict:
 
 
 def warn(subject: str, text: str) -> Verdict:
-    """Say what works, but may not be meant."""
+    """Say what works but may not be intended."""
     return Verdict("warn", subject, text)
 
 
@@ -62,12 +62,12 @@ def fail(subject: str, text: str) -> Verdict:
 
 
 def sentences(*parts: str) -> str:
-    """Join those that are not empty, each a sentence of its own, the last one without its full stop."""
+    """Join the parts that are not empty, each as a sentence, the last one without its full stop."""
     return " ".join(part if part.endswith("?") else f"{part}." for part in parts if part).removesuffix(".")
 
 
 class Report:
-    """Prints verdicts as they come; `failed` as soon as one is FAIL. env_file: what ".env" stands for in a text."""
+    """Prints verdicts as they come. failed: whether one was FAIL. env_file: the path printed in place of ".env"."""
 
     def __init__(self) -> None:
         self.failed = False

@@ -1,1 +1,1 @@
-"""`envoy2emon demo`: simulated neighbours, which the tests use too."""
+"""`envoy2emon demo`: a simulated gateway and a stand-in for EmonCMS, which the tests use too."""

@@ -1,7 +1,7 @@
-"""An EmonCMS account in memory, for the stand-in: requests' parameters in, rows applied, inputs and energy out.
+"""An EmonCMS account in memory, for the stand-in: it applies the rows in requests, and returns inputs and energy.
 
-It does what EmonCMS 11.16.8 did when measured, its faults included: a batch is not applied as a whole, and a row's
-inputs are set before their processes run.
+It behaves as EmonCMS 11.16.8 did when measured, faults included: a batch can be applied in part, and a row's inputs
+are set before their processes run.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 MAX_NODES = 32
-KWH_GAP = 7200  # s; `power to kWh` adds nothing over a longer gap (process_processlist.php)
+KWH_GAP = 7200  # s; `power to kWh` adds nothing over a gap of this or longer (process_processlist.php)
 _DELETED = re.compile(r"[^\w\s.-]")  # from names; EmonCMS: /[^\p{N}\p{L}_\s\-.]/u
 _NOT_JSON = "Format error, json string supplied is not valid"
 
@@ -26,7 +26,10 @@ class _BadFormat(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AppliedRow:
-    """One row as EmonCMS applied it: `time` its date, epoch s; `arrived` monotonic s; numbers in the digits sent."""
+    """One row as EmonCMS applied it.
+
+    time: its date, epoch s. inputs: numbers with the digits that were sent. arrived: monotonic s.
+    """
 
     time: int
     node: str
@@ -36,9 +39,9 @@ class AppliedRow:
 
 @dataclass(slots=True)
 class Input:
-    """The last value that was set and its date in epoch s, None where Redis forgot both; and the feed of its energy.
+    """An input's last value, the value's date in epoch s (None if Redis has forgotten both), and its energy feed.
 
-    watt_seconds: what the process `power to kWh` has made of the values in W; counted: the date of its last one.
+    watt_seconds: what the process `power to kWh` has added up from values in W. counted: the date of the last of them.
     """
 
     time: int | None = None
@@ -47,9 +50,10 @@ class Input:
     counted: int | None = None
 
     def count(self, date: int, watts: Decimal) -> None:
-        """Run `power to kWh`: the time since the feed's last date is counted with this value, also if that went back.
+        """Run `power to kWh`: add this value times the time since the feed's last date.
 
-        Nothing is added for no time, for negative time and over gaps; the feed's date is the row's in any case.
+        Nothing is added for zero or negative time, or over a gap. The feed always takes the row's date, so after a date
+        that goes back, the same time is counted again.
         """
         if self.counted is not None and 0 < date - self.counted < KWH_GAP:
             self.watt_seconds += (date - self.counted) * watts
@@ -57,10 +61,11 @@ class Input:
 
 
 class Account:
-    """One account: `nodes[node][name]`; `rows` in the order of their application, the newest `keep` of them.
+    """One account.
 
-    reject: asked of each row (node, inputs); where it holds, the row is a format error. plain_errors: errors are told
-    in plain text, as in 2016.
+    nodes: its inputs, `nodes[node][name]`. rows: the newest `keep` rows (None: all), in the order in which they were
+    applied. reject: called with each row's node and inputs; if it returns true, the row is a format error.
+    plain_errors: errors are plain text, as in 2016.
     """
 
     def __init__(self, keep: int | None = None) -> None:
@@ -74,10 +79,10 @@ class Account:
     def apply(
         self, action: str, params: Mapping[str, str], now: int, most: int | None = None, *, halfway: bool = False
     ) -> str:
-        """Apply the rows of `input/bulk` or `input/post` up to a bad one, and return EmonCMS's words.
+        """Apply the rows of `input/bulk` or `input/post` up to the first bad one, and return EmonCMS's answer.
 
-        now: the server's clock, epoch s, which dates rows that have ages or nothing. most: PHP dies after so many rows,
-        and if `halfway`, when it has set the inputs of the next one and not run their processes.
+        now: the server's clock, epoch s, which dates rows that have an age or no date. most: PHP dies after this many
+        rows. halfway: it dies in the row after those, when it has set the inputs but not run their processes.
         """
         try:
             for number, (date, node, sent) in enumerate((_bulk if action == "input/bulk" else _post)(params, now)):
@@ -94,7 +99,7 @@ class Account:
         return '{"success": true}' if "fulljson" in params else "ok"
 
     def show(self, action: str, params: Mapping[str, str]) -> object:
-        """Answer `input/get`, of all nodes or one; False to any other action."""
+        """Return the answer to `input/get`, for all nodes or one; False for any other action."""
         nodes = {node: {name: _view(put) for name, put in inputs.items()} for node, inputs in self.nodes.items()}
         if action != "input/get":
             return False
@@ -104,11 +109,11 @@ class Account:
         return nodes if inputs is None else inputs
 
     def kwh(self, node: str, name: str) -> float:
-        """Return what the feed of the process `power to kWh` behind an input shows."""
+        """Return the kWh in the feed of an input's process `power to kWh`."""
         return float(self.nodes[node][name].watt_seconds / 3_600_000)
 
     def restart_redis(self) -> None:
-        """Forget the inputs' values and dates, as a Redis that saves nothing; feeds are on the disk."""
+        """Forget the inputs' values and dates, as a Redis that saves nothing does; feeds are on disk, so they stay."""
         for put in [put for inputs in self.nodes.values() for put in inputs.values()]:
             put.time = None
 
@@ -140,11 +145,14 @@ class Account:
 
 
 def parameters(query_text: str, body: bytes, content_type: str, authorization: str) -> tuple[dict[str, str], str]:
-    """Return a request's parameters and its key, empty for none: from the query, then the form, then the header."""
+    """Return a request's parameters, where the form overrides the query, and its key, "" for none.
+
+    The key is taken from the query, else from the form, else from the header.
+    """
     query = dict(parse_qsl(query_text, keep_blank_values=True))
     is_form = content_type.startswith("application/x-www-form-urlencoded")
     form = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True)) if is_form else {}
-    # Each value goes through stripslashes: JSON's escape \u00e9 arrives as u00e9.
+    # EmonCMS passes each value through stripslashes, so JSON's escape \u00e9 arrives as u00e9.
     params = {name: re.sub(r"\\(.?)", r"\1", value) for name, value in (query | form).items()}
     return params, query.get("apikey", form.get("apikey", authorization.replace("Bearer ", "")))
 
@@ -155,7 +163,7 @@ def _view(put: Input) -> dict[str, object]:
 
 
 def _load(text: str) -> Any:  # noqa: ANN401
-    # PHP knows neither NaN nor Infinity, and int raises ValueError for both.
+    # PHP's JSON has neither NaN nor Infinity; int() raises ValueError for both.
     return json.loads(text, parse_float=Decimal, parse_int=Decimal, parse_constant=int)
 
 
@@ -180,7 +188,7 @@ def _bulk(params: Mapping[str, str], now: int) -> Iterator[tuple[int, str, Mappi
     else:
         reference = int(params["time"]) if "time" in params else now - int(rows[-1][0])
     for row in rows:
-        if isinstance(row, list) and len(row) > 2:  # noqa: PLR2004 - EmonCMS passes over shorter ones
+        if isinstance(row, list) and len(row) > 2:  # noqa: PLR2004 - EmonCMS skips shorter ones
             if isinstance(row[1], dict):
                 raise _BadFormat("Format error, node must not be an object")
             plain = [value for value in row[2:] if not isinstance(value, dict)]

@@ -1,4 +1,4 @@
-"""A solar day at a house with three phases, as its meters would tell it; for `envoy2emon demo`.
+"""A solar day at a house with three phases, as its meters would report it; for `envoy2emon demo`.
 
 The sections add up as in every recorded event (consumption = production + net), and at night production is about zero.
 """
@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 SUNRISE_H, SUNSET_H = 6.0, 20.5
-PEAK_W = 2400.0  # a phase
+PEAK_W = 2400.0  # per phase
 # Hour of the day, how long in hours, phase, watts: kettle, dishwasher, oven, kettle, television.
 HABITS = (
     (7.2, 0.15, "ph-a", 2200.0),
@@ -21,7 +21,7 @@ HABITS = (
 
 
 class Day:
-    """One day after the other, seen at a pace of one's own; the same seed gives the same clouds."""
+    """Day after day, at a pace that the caller sets; the same seed gives the same clouds."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)  # noqa: S311 - weather is no secret

@@ -1,7 +1,7 @@
 """A stand-in for EmonCMS: its input API over real HTTP, and the ways in which it fails, for the tests and `demo`.
 
-It answers as EmonCMS 11.16.8 answered when measured, or as its index.php reads where a comment says so; and it fails
-only when told to.
+It answers as EmonCMS 11.16.8 answered when measured or, where a comment says so, as its index.php reads. It fails only
+on request.
 """
 
 import json
@@ -22,14 +22,14 @@ from urllib.parse import urlsplit
 from envoy2emon.demo.account import Account, parameters
 
 _POSTS = {"input/bulk", "input/post"}
-# index.php answers it to anyone without a key, but looks at a key first if there is one.
+# index.php gives it to anyone without a key, but checks the key first if there is one.
 _VERSION = "11.16.8"
 _LOGIN_PAGE = '<!DOCTYPE html>\n<html><body><form id="loginform">Username: Password:</form></body></html>'
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """So many rows of a post are applied (None: all), and then comes this answer."""
+    """This many rows of a post are applied (None: all), and then this answer is sent."""
 
     status: int
     body: str = ""
@@ -38,23 +38,23 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """So many rows of a post are applied (None: all), and then the connection ends without an answer."""
+    """This many rows of a post are applied (None: all), and then the connection ends without an answer."""
 
     applied: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Dies:
-    """PHP dies in this row of a post, 0 for the first: its inputs are set and no process runs. nginx answers."""
+    """PHP dies in this row of a post (0: the first): its inputs are set, but no process runs. nginx answers 502."""
 
     row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class HoldsUp:
-    """Nobody reads a request for so long, or until release() if None: php-fpm stands still.
+    """php-fpm hangs, so a request waits for `seconds` (None: for ever) or until release().
 
-    Then it is applied by the clock of that moment, whether its sender waits or not.
+    It is then applied by the clock of that moment, whether or not its sender still waits.
     """
 
     seconds: float | None = None
@@ -62,19 +62,19 @@ class HoldsUp:
 
 @dataclass(frozen=True, slots=True)
 class AnswersLate:
-    """A request is applied at once, and its answer comes so long after, or with release() if None."""
+    """A request is applied at once, but its answer is held for `seconds` (None: for ever) or until release()."""
 
     seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DropsAuthorization:
-    """A reverse proxy passes all but the Authorization header."""
+    """A reverse proxy passes on everything but the Authorization header."""
 
 
 @dataclass(frozen=True, slots=True)
 class RedirectsToHttps:
-    """A reverse proxy answers each request with the same address by https."""
+    """A reverse proxy redirects each request to the same path on https, at the default port."""
 
 
 Failure = Answers | Cuts | Dies | HoldsUp | AnswersLate | DropsAuthorization | RedirectsToHttps
@@ -89,7 +89,7 @@ REDIS_DOWN = Answers(200, MARIADB_DOWN.body.replace("mysqli_sql_exception", "Red
 
 
 class Answer(NamedTuple):
-    """What a request is answered with."""
+    """The answer to a request."""
 
     status: int
     body: str
@@ -97,12 +97,12 @@ class Answer(NamedTuple):
 
 
 class StandInEmonCMS:
-    """EmonCMS at `url` while the `with` lasts, with one account. The attributes may be set at any time.
+    """EmonCMS with one account, served at `url` within the `with` block. The attributes may be set at any time.
 
-    idle_timeout: seconds after which a silent connection is closed; max_requests: after how many any connection is.
-    clock_offset: seconds that the server's clock is ahead. fault: what every request meets, None for none; next_faults:
-    what the next posts meet instead, one each. keep: how many rows are held, None for all. tls: the certificate's
-    context; with it, `url` is https. clock: the server's clock, epoch s.
+    idle_timeout: seconds after which a silent connection is closed. max_requests: requests after which any connection
+    is closed. clock_offset: seconds by which the server is ahead of `clock` (epoch s). fault: what every request meets,
+    None for none; next_faults: what the next posts meet instead, one each. keep: how many rows are kept, None for all.
+    tls: the certificate's context; with it, `url` is https.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class StandInEmonCMS:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening, release what is held and cut what is open."""
+        """Stop listening, release held requests and cut open connections."""
         self._server.shutdown()
         self._server.server_close()
         self.release()
@@ -145,17 +145,17 @@ class StandInEmonCMS:
                     connection.shutdown(socket.SHUT_RDWR)
 
     def fail_next(self, *faults: Failure) -> None:
-        """Let the next posts meet these, one each; other requests are answered."""
+        """Let the next posts meet these faults, one each; other requests do not meet them."""
         self.next_faults.extend(faults)
 
     def release(self) -> None:
-        """Let every request go on that is held now."""
+        """Let every request that is held now go on."""
         with self._changed:
             self._releases += 1
             self._changed.notify_all()
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float = 10.0) -> None:
-        """Return as soon as the predicate holds, looked at with every change; TimeoutError after `timeout` s."""
+        """Return as soon as the predicate, checked at every change, holds. Raises TimeoutError after `timeout` s."""
         with self._changed:
             if not self._changed.wait_for(predicate, timeout):
                 counts = f"{self.account.applied} rows, {self.requests} requests, {self.connections} connections"
@@ -178,7 +178,7 @@ class StandInEmonCMS:
         url = urlsplit(target)
         params, key = parameters(url.query, body, content_type, authorization)
         posts = url.path.removeprefix("/emoncms/").removesuffix(".json") in _POSTS and key == self.key
-        with self._changed:  # a release() from now on is for this request too
+        with self._changed:  # from here on, a release() releases this request too
             fault = self.next_faults.popleft() if posts and self.next_faults else self.fault
             releases = self._releases
         match fault:
@@ -223,7 +223,7 @@ class StandInEmonCMS:
                     self._changed.notify_all()
             elif key:
                 words = json.dumps(self.account.show(action, params))
-            else:  # the format is html unless it is named
+            else:  # the format is html unless the path names one
                 words = "false" if path.endswith(".json") else _LOGIN_PAGE
         return Answer(200, words)
 
@@ -233,13 +233,13 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        if not isinstance(sys.exception(), OSError):  # a client that left is no news
+        if not isinstance(sys.exception(), OSError):  # a client may leave at any time
             super().handle_error(request, client_address)
 
 
 class _Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer leaves in one piece
+    wbufsize = -1  # send an answer in one piece
     disable_nagle_algorithm = True
 
     def __init__(self, emoncms: StandInEmonCMS, *args: Any) -> None:  # noqa: ANN401

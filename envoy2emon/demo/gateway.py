@@ -1,8 +1,8 @@
 """A simulated gateway on a real socket, for the tests and for `envoy2emon demo`.
 
-It answers as the gateways on record do (Matthew1471/Enphase-API, pyenphase, vincentwolsink's integration), by the
-firmware that it has at that moment, and on one port: HTTP below firmware 7, TLS from 7 on. Faults of the network are
-no gateway's doing, so there are none here.
+It answers as the gateways on record do (Matthew1471/Enphase-API, pyenphase, vincentwolsink's integration), according to
+the firmware that it has at that moment. It has one port: HTTP below firmware 7, TLS from 7 on. It simulates no network
+faults, because a gateway does not cause those.
 """
 
 import json
@@ -24,25 +24,25 @@ from envoy2emon.demo.port import Answer, Port, Request
 __all__ = ["Answer", "Request", "SimulatedEnvoy", "make_token"]
 
 CHECK_JWT, METERS, REPORTS = "/auth/check_jwt", "/ivp/meters", "/ivp/meters/reports/"
-# What R3.9.36 sends in place of a challenge is not on record, only that no challenge can be read from it.
+# It is not on record what R3.9.36 sends in place of a challenge, only that it cannot be parsed as one.
 GARBAGE = "\xfe\xac?\xff"
 REFUSED = Answer(401, "<html><head><title>401 Authorization Required</title></head></html>\r\n")
 
 
 @dataclass(eq=False)
 class SimulatedEnvoy:
-    """A gateway at `host` from start() to stop(); started again it has the same port. Set its fields at any time.
+    """A gateway at `host` from start() to stop(), on the same port after a restart. Its fields may be set at any time.
 
     password: the installer's, firmware < 7. tls: the certificate's context, needed from firmware 7 on.
-    chunked: the stream's framing, else close-delimited. newline: the stream's line ends.
-    event: the meters' values, as the stream tells them. source: asked for the next event every `interval` seconds.
-    inverters, reports, meters: what these endpoints answer, a str as it is, anything else as JSON. The reports are made
-    from the source's events; meters None stands for those of the reports, all on (site.meters turns some off).
-    info: the XML of /info while it is of this firmware, else one is made.
-    answers: by path, what is answered in place of all else, before any authentication.
-    metered: whether there are meters, and with them a stream; None goes by the firmware, and 3.x has none.
-    redirects: from firmware 7 on plain HTTP gets a 301, else nothing.
-    reset_after_401: as R/D3.18, keep the connection after a 401 and reset it when the next request comes.
+    chunked: whether the stream is chunked; if not, the connection's end delimits it. newline: the stream's line ends.
+    event: the meters' values, in the stream's format. source: called for the next event every `interval` seconds.
+    inverters, reports, meters: what these endpoints answer; a str is sent as it is, anything else as JSON. Each event
+    of the source replaces the reports. meters None: those of the reports, all enabled (site.meters can disable some).
+    info: the XML of /info, sent only while it names the current firmware; otherwise one is made.
+    answers: answers by path that replace all others, before any authentication.
+    metered: whether there are meters, and with them a stream; None: from firmware 4 on.
+    redirects: whether plain HTTP gets a 301 from firmware 7 on; if not, it gets no answer.
+    reset_after_401: keep the connection after a 401 and reset it when the next request comes, as R/D3.18 does.
     """
 
     firmware: str = "D5.0.62"
@@ -72,7 +72,7 @@ class SimulatedEnvoy:
     open_connections: set[socket.socket] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
-        """Give a site that says nothing else twelve inverters and the event's reports."""
+        """Set the defaults: twelve inverters, and the reports of the event."""
         now = int(time.time())
         self.inverters = site.inverters(12, now) if self.inverters is None else self.inverters
         self.reports = site.reports(self.event, now) if self.reports is None else self.reports
@@ -88,21 +88,21 @@ class SimulatedEnvoy:
         self.stop()
 
     def start(self) -> None:
-        """Listen, and tell the source's events if there is a source."""
+        """Listen, and send the source's events if there is a source."""
         self._port, self._stopped = Port(self), threading.Event()
         self.address = self.address[0], self._port.server_address[1]
         threading.Thread(target=self._port.serve_forever, args=(0.02,), name="simulated gateway", daemon=True).start()
         threading.Thread(target=self._tick, args=(self._stopped,), name="simulated meters", daemon=True).start()
 
     def stop(self) -> None:
-        """Close the port and cut every connection, as a gateway that loses its power."""
+        """Close the port and cut every connection, as a gateway does that loses power."""
         self._stopped.set()
         self._port.shutdown()
         self._port.server_close()
         self._cut()
 
     def upgrade(self, firmware: str) -> None:
-        """Change the firmware as Enphase does, unasked: with a restart that ends connections and sessions."""
+        """Change the firmware as Enphase does, without asking; the restart ends all connections and sessions."""
         self.firmware = firmware
         self.tokens.end_sessions()
         self._cut()
@@ -114,7 +114,7 @@ class SimulatedEnvoy:
 
     @property
     def connections(self) -> int:
-        """How many connections came so far, those that were refused included."""
+        """How many connections have come in so far, including those that were refused."""
         return len(self.accepted)
 
     @property
@@ -142,23 +142,23 @@ class SimulatedEnvoy:
         self.emit_raw(None)
 
     def note(self, change: Callable[[], object]) -> None:
-        """Change a list, and wake who waits for it."""
+        """Run `change`, which changes a list, and wake the callers of wait_for()."""
         with self._changed:
             change()
             self._changed.notify_all()
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float = 10.0) -> None:
-        """Return as soon as the predicate holds, looked at with every change; TimeoutError after `timeout` s."""
+        """Return as soon as the predicate, checked at every change, holds. Raises TimeoutError after `timeout` s."""
         with self._changed:
             if not self._changed.wait_for(predicate, timeout):
                 raise TimeoutError(f"after {timeout} s: {len(self.streams)} streams, requests {self.requests[-5:]}")
 
     def wait_for_stream(self, timeout: float = 10.0) -> None:
-        """Return as soon as a stream is open; TimeoutError after `timeout` s."""
+        """Return as soon as a stream is open. Raises TimeoutError after `timeout` s."""
         self.wait_for(lambda: self.open_streams > 0, timeout)
 
     def respond(self, target: str, headers: Message, *, encrypted: bool) -> tuple[str | None, Answer]:
-        """Say who asks and what the answer to a GET is."""
+        """Return the user who sent a GET, None if nobody was recognised, and the answer to it."""
         path = target.partition("?")[0]
         if answer := self._public(path, encrypted=encrypted):
             return None, answer
@@ -179,7 +179,7 @@ class SimulatedEnvoy:
         if path == CHECK_JWT:
             return user, self._session(user, cookie)
         content = self._contents()[path]
-        # Below /ivp/meters no Content-Type is on record (pyenphase, 5.0.62 and 7.3.130).
+        # Recorded answers below /ivp/meters have no Content-Type (pyenphase, 5.0.62 and 7.3.130).
         content_type = None if path.startswith("/ivp/") else "application/json"
         return user, Answer(200, content if isinstance(content, str) else json.dumps(content), content_type)
 
@@ -216,7 +216,7 @@ class SimulatedEnvoy:
         with self._changed:
             for connection in self.open_connections:
                 with suppress(OSError):  # its client has left
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)  # SSLSocket's own is not for other threads
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)  # SSLSocket's own is for its thread only
 
     def _tick(self, stopped: threading.Event) -> None:
         while self.source and not stopped.wait(self.interval):

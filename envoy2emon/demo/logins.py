@@ -1,7 +1,7 @@
 """Who may read what of a simulated gateway: digest passwords below firmware 7, tokens and sessions from 7 on.
 
-Nobody is let in whom a real gateway would refuse. The challenge is as pyenphase's fixtures of firmware < 7 record it,
-the session's cookie as vincentwolsink's integration finds it on firmware >= 7.
+Nobody is let in whom a real gateway would refuse. The challenge has the form that pyenphase's fixtures of firmware < 7
+record, the session's cookie the form that vincentwolsink's integration finds on firmware >= 7.
 """
 
 import base64
@@ -22,8 +22,8 @@ _NO_SIGNATURE = "bm8gc2lnbmF0dXJl"
 class DigestLogin:
     """Digest authentication by RFC 2617 with MD5.
 
-    nonce_uses: how often a nonce may be used, None without limit. envoy_reads_inverters: on some firmware only
-    `installer` does.
+    nonce_uses: how often a nonce may be used, None for no limit. envoy_reads_inverters: whether the user `envoy` may
+    read the inverters; on some firmware only `installer` may.
     """
 
     def __init__(self) -> None:
@@ -53,14 +53,14 @@ class DigestLogin:
         return user
 
     def may_read(self, user: str, path: str) -> bool:
-        """Tell whether this user may read this path."""
+        """Return whether this user may read this path."""
         return user == "installer" or (path != STREAM and (path != INVERTERS or self.envoy_reads_inverters))
 
 
 class TokenLogin:
     """Tokens and sessions of firmware >= 7, users `owner` and `installer`.
 
-    refused: tokens that are rejected though they look right. max_sessions: how many there are at the same time.
+    refused: tokens that are rejected though they look right. max_sessions: how many may exist at the same time.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class TokenLogin:
         self._sessions: dict[str, tuple[str, float]] = {}  # whose it is, and when it ends unless it is used
 
     def user(self, authorization: str, cookie: str, serial: str) -> str | None:
-        """Return whose session or token this is, None if neither is good for the gateway with this serial number."""
+        """Return whose session or token this is, None if neither is valid; a token must name this serial number."""
         if session := self._session(cookie):
             user, _ = self._sessions[session]
             self._sessions[session] = (user, time.monotonic() + SESSION_IDLE_S)
@@ -85,8 +85,8 @@ class TokenLogin:
         return user if good and scheme == "Bearer" and token not in self.refused and user in TOKEN_LIFETIME_S else None
 
     def may_read(self, user: str, path: str, version: tuple[int, ...]) -> bool:
-        """Tell whether this user may read this path on this version of the firmware."""
-        # One site each: owners read the stream on D7.0.88, do not on D7.6.175, and do again on D8.3.6086.
+        """Return whether this user may read this path on this version of the firmware."""
+        # Reports of one site each: owners can read the stream on D7.0.88, not on D7.6.175, and again on D8.3.6086.
         return user == "installer" or path != STREAM or not (7, 6) <= version < (8, 3)
 
     def open_session(self, user: str, cookie: str) -> str | None:
@@ -113,7 +113,7 @@ class TokenLogin:
 
 
 def make_token(serial: str, expires_at: float, user: str = "owner") -> str:
-    """Make a JWT as Enphase makes it, with a signature that is none; expires_at in epoch seconds."""
+    """Make a JWT like Enphase's, but with a fake signature; expires_at in epoch seconds."""
     claims = {
         "aud": serial,
         "iss": "Entrez",

@@ -1,4 +1,4 @@
-"""The port of a simulated gateway: TLS or plain HTTP by its firmware, requests in, answers and streams out."""
+"""The port of a simulated gateway: it serves TLS or plain HTTP, depending on the firmware, with answers and streams."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from envoy2emon.demo.gateway import SimulatedEnvoy
 
-GONE_AFTER_S = 0.1  # a client that hangs up between two events is noticed after so long
+GONE_AFTER_S = 0.1  # the time in which a client that hangs up between two events is noticed
 _TLS_HANDSHAKE = b"\x16"
 
 
 class Request(NamedTuple):
-    """A request as answered: `at` in seconds on the monotonic clock, user None where nobody was recognised."""
+    """A request that was answered. at: monotonic s. user: None if nobody was recognised."""
 
     at: float
     method: str
@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a request gets; body None is the stream, content_type None leaves the header out."""
+    """The answer to a request; body None is the stream, content_type None leaves the header out."""
 
     status: int
     body: str | None = ""
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 
 class Port(ThreadingTCPServer):
-    """Listens for a gateway; it tells the gateway of every connection, request and stream."""
+    """Listens for a gateway, and notes every connection, request and stream with it."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -53,7 +53,7 @@ class Port(ThreadingTCPServer):
         super().__init__(gateway.address, _Connection)
 
     def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
-        """Serve a connection, or close it where a real gateway listens for the other kind only."""
+        """Serve a connection, or close it if a gateway of this firmware serves only the other kind (TLS or plain)."""
         gateway = self.gateway
         gateway.note(lambda: gateway.accepted.append(time.monotonic()))
         request.settimeout(10)  # for the handshake
@@ -71,7 +71,7 @@ class Port(ThreadingTCPServer):
             connection.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
-        """Show what went wrong; a client that left is no news."""
+        """Show what went wrong, unless the client has merely left."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -80,7 +80,7 @@ class _Connection(BaseHTTPRequestHandler):
     server: Port
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # an answer leaves in one piece
+    wbufsize = -1  # send an answer in one piece
     path = ""
     user: str | None = None
 
@@ -130,7 +130,7 @@ class _Connection(BaseHTTPRequestHandler):
             try:
                 return stream.get(timeout=GONE_AFTER_S)
             except Empty:
-                if select.select([self.connection], [], [], 0)[0]:  # a client that has its stream says nothing more
+                if select.select([self.connection], [], [], 0)[0]:  # closed: a client sends nothing after its GET
                     raise ConnectionResetError("the client left") from None
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002 - as in http.server

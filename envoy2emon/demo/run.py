@@ -1,7 +1,7 @@
-"""`envoy2emon demo`: everything at work without a gateway, an EmonCMS or settings.
+"""`envoy2emon demo`: shows everything at work without a gateway, an EmonCMS or settings.
 
-Both daemons run as they do in earnest, as processes with a `.env`; only their neighbours are simulated, by the same
-code that the tests use.
+Both daemons run as they do in real use, as processes with a `.env`. Only the gateway and EmonCMS are simulated, by the
+same code that the tests use.
 """
 
 import errno
@@ -39,13 +39,14 @@ _ALL_ADDRESSES = ("0.0.0.0", "[::]")  # noqa: S104 - listened on only if the use
 
 
 def run(seconds: float | None, listen: str | None) -> int:
-    """Show it for so many seconds, or until Ctrl-C, and return 0; 1 if a daemon ends, 2 for a wrong argument.
+    """Run the demo for `seconds` (None: for ever) or until Ctrl-C; return the exit code.
 
-    listen: HOST:PORT of the page; None takes port 8080 of 127.0.0.1, or another one if that is taken.
+    It is 0, or 1 if a daemon ends, or 2 for a wrong argument.
+    listen: HOST:PORT of the page; None is port 8080 of 127.0.0.1, or another one if that is taken.
     """
-    stop: SimpleQueue[None] = SimpleQueue()  # not an Event, whose lock the main thread may hold when a signal comes
+    stop: SimpleQueue[None] = SimpleQueue()  # not an Event: when a signal comes, the main thread may hold its lock
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # in step with the daemons' log, through a pipe too
+        sys.stdout.reconfigure(line_buffering=True)  # keeps step with the daemons' log, even through a pipe
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.put(None))
     if seconds is not None and not seconds > 0:  # nan too
@@ -64,10 +65,10 @@ def run(seconds: float | None, listen: str | None) -> int:
     try:
         return _run(stop, seconds, page)
     except OSError as error:
-        # `demo | head` has seen enough, or the terminal is gone: an end like Ctrl-C.
+        # `demo | head` has seen enough, or the terminal is gone. Both end the demo as Ctrl-C does.
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest of the output goes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the output left at exit
         return 0
 
 
@@ -96,7 +97,7 @@ def _run(stop: SimpleQueue[None], seconds: float | None, page: str) -> int:
         host, _, port = page.rpartition(":")
         here = f"localhost:{port}/, and this computer's other addresses" if host in _ALL_ADDRESSES else f"{page}/"
         print(f"The live page: http://{here}\nA day takes four minutes; Ctrl-C ends it.")
-        head = f"\n{_HEAD}\n"  # below what the daemons say at their start
+        head = f"\n{_HEAD}\n"  # printed below the daemons' first messages
         until = started + (math.inf if seconds is None else seconds)
         while (left := until - time.monotonic()) > 0 and not _stopped(stop, min(1.0, left)):
             if any(daemon.poll() is not None for daemon in daemons):
@@ -112,7 +113,7 @@ def _run(stop: SimpleQueue[None], seconds: float | None, page: str) -> int:
 
 
 def _write_past(state: Path, day: Day) -> None:
-    """Leave the fifteen minutes before the demo to the live page, as a daemon that ran then would have."""
+    """Save the fifteen minutes before the demo for the live page, as if a daemon had run then."""
     now, points = int(time.time()), []
     for ago in range(HISTORY_S, 0, -1):
         watts = figures(parse_event(day.event((FIRST_HOUR - ago * HOURS_A_SECOND) % 24), now - ago))
@@ -134,7 +135,7 @@ def _line(hour: float, inputs: dict[str, float], rows: int) -> str:
         sum(watts for name, watts in inputs.items() if name.startswith(section) and name.endswith("wNow"))
         for section in ("prod", "cons", "net")
     ]
-    totals += [inputs.get(f"{section}_ph-a_wNow", 0.0) for section in ("prod", "cons")]  # a row arrives input by input
+    totals += [inputs.get(f"{section}_ph-a_wNow", 0.0) for section in ("prod", "cons")]  # a row may be incomplete yet
     columns = "".join(f"{watts:{width}.0f} W" for watts, width in zip(totals, (10, 11, 8, 14, 14), strict=True))
     return f" {int(hour):02}:{int(hour % 1 * 60):02}{columns}{rows:7}"
 
@@ -147,7 +148,7 @@ def _start(name: str, env_file: Path) -> "subprocess.Popen[bytes]":
         "STATE_DIRECTORY": str(env_file.parent / "state"),
     }
     command = [sys.executable, "-m", "envoy2emon", name, "--env-file", str(env_file)]
-    # A session of its own: Ctrl-C is for this process, which then ends its daemons.
+    # A session of its own, so that Ctrl-C reaches only this process, which then ends its daemons.
     return subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - ourselves
 
 
@@ -161,7 +162,7 @@ def _end(daemon: "subprocess.Popen[bytes]") -> None:
 
 
 def _page(listen: str) -> str:
-    """Return HOST:PORT, a free port in the place of 0, if one can listen there. Raises OSError."""
+    """Return HOST:PORT, with a free port in place of 0. Raises OSError if one cannot listen there."""
     with live_http.listener(listen) as probe:
         return f"{listen.rpartition(':')[0]}:{probe.getsockname()[1]}"
 

@@ -1,8 +1,8 @@
 """What a simulated gateway knows of its site: the answers of its endpoints, made from one event of its meters.
 
-All answers tell of the same moment and the same watts, as on a real gateway, where the stream and /ivp/meters/reports/
-have one source (Matthew1471/Enphase-API, commit 929d490). Names and shapes are those of pyenphase's fixtures, without
-what nobody here reads.
+All answers give the same watts of the same moment, as on a real gateway, where the stream and /ivp/meters/reports/ have
+one source (Matthew1471/Enphase-API, commit 929d490). Names and shapes are those of pyenphase's fixtures, without the
+fields that nothing here reads.
 """
 
 import json
@@ -38,7 +38,7 @@ _NAMES = {
 
 
 def version(firmware: str) -> tuple[int, ...]:
-    """Take the numbers out of a firmware's name: D7.6.175 -> (7, 6, 175)."""
+    """Return the numbers in a firmware's name: D7.6.175 -> (7, 6, 175)."""
     return tuple(int(part) for part in firmware[1:].split("."))
 
 
@@ -55,7 +55,7 @@ def info(firmware: str, serial: str, *, metered: bool) -> str:
 
 
 def inverters(count: int, reported_at: int) -> list[Json]:
-    """Make the list of /api/v1/production/inverters, the newest report of `reported_at` (epoch seconds).
+    """Make the list of /api/v1/production/inverters, whose newest report is dated `reported_at` (epoch seconds).
 
     Each inverter reports every five minutes, staggered.
     """
@@ -85,9 +85,9 @@ def reports(event: str, created_at: int) -> list[Json]:
 
 
 def meters(site: Sequence[Json], off: Collection[str] = ()) -> list[Json]:
-    """Make the list of /ivp/meters, the meters behind these reports, of which those in `off` are disabled.
+    """Make the list of /ivp/meters for these reports; the kinds of meters in `off` are disabled.
 
-    Where there is a net-consumption, total-consumption is only worked out: load-only CTs measure it.
+    With net-consumption, total-consumption has no meter, because the gateway computes it. Load-only CTs measure it.
     """
     kinds = {report["reportType"]: report for report in site}
     if "net-consumption" in kinds:

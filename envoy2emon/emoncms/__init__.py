@@ -1,1 +1,1 @@
-"""EmonCMS: rows that wait, and their delivery."""
+"""EmonCMS: the backlog of rows, and their delivery."""

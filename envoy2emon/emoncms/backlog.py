@@ -1,6 +1,6 @@
-"""Rows that wait for EmonCMS, oldest first, in blocks: a block is posted, saved and forgotten as a whole.
+"""The rows that wait for EmonCMS, oldest first, in blocks. A block is posted, saved and removed as a whole.
 
-While EmonCMS answers, a block is gone before it is old enough to be saved, and nothing is written to disk.
+While EmonCMS answers, a block is delivered before it is old enough to be saved, so nothing is written to disk.
 """
 
 import json
@@ -15,10 +15,10 @@ from decimal import Decimal
 from envoy2emon.emoncms.disk import Disk, Saved, pack, unpack
 from envoy2emon.rows import Row, Undated, inputs_json
 
-BLOCK_ROWS = 100  # 36 inputs each keep EmonCMS on a Raspberry Pi busy for 13 s
-# A kill or a power cut may cost 60 s of readings: half of it, and 5 s between two looks, leave room for a slow disk.
+BLOCK_ROWS = 100  # with 36 inputs each they keep EmonCMS on a Raspberry Pi busy for 13 s
+# A kill or a power cut may cost 60 s of readings at most. Half of that, checked every 5 s, leaves time for a slow disk.
 SAVE_AFTER_S = 30.0
-# Of packed rows, in memory; on disk it is a tenth more. A day of 36 inputs takes 13 MB with a gateway's digits.
+# Limits packed rows in memory; on disk they take a tenth more. A day of 36 inputs with a gateway's digits is 13 MB.
 MOST_BYTES = 28 * 1024 * 1024
 LOSSES_SAID_EVERY_S = 3600.0
 
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 class Block:
-    """Rows that stay together: loose they take 5 kB each, packed 0.15 kB.
+    """Rows that stay together; a row takes 5 kB unpacked, 0.15 kB packed.
 
-    times: of each row, its date if `dated`, else its moment. since: when the first row came, monotonic s. number: what
-    it is called on disk, None if it is not there.
+    times: each row's date if `dated`, else its moment. since: when the first row came, in monotonic seconds. number:
+    the block's number on disk, None if it is not there.
     """
 
     def __init__(self, rows: Sequence[Row | Undated], since: float) -> None:
@@ -37,13 +37,13 @@ class Block:
         self.dated = isinstance(rows[0], Row)
         self.since = since
         self.number: int | None = None
-        self.guessed = False  # on disk its dates are by this computer's clock, for EmonCMS was not heard
+        self.guessed = False  # its dates on disk are by this computer's clock, because EmonCMS had not answered
         self.packed = b""
         self._inputs: Sequence[Mapping[str, Decimal]] | None = [row.inputs for row in rows]
 
     @classmethod
     def from_disk(cls, saved: Saved, since: float) -> "Block":
-        """Make it of what an earlier run left; its dates stand, for the clock that could correct them is gone."""
+        """Return a block that an earlier run saved; its dates are final, because its moments are not saved."""
         block = cls([Row(date, {}) for date in saved.dates], since)
         block.number, block.packed, block._inputs = saved.number, saved.packed, None
         return block
@@ -56,11 +56,11 @@ class Block:
         return [Row(int(date), each) for date, each in zip(self.times, inputs, strict=True)]
 
     def dates(self, ahead: float) -> list[int]:
-        """Return each row's date; where it is not fixed yet, that of a clock that is `ahead` of the monotonic one."""
+        """Return each row's date; for a row that has none yet, its moment plus `ahead`."""
         return [int(at) if self.dated else int(at + ahead) for at in self.times]
 
     def pack(self) -> None:
-        """Put the inputs into the least space, because they wait."""
+        """Compress the inputs, because they have to wait."""
         if self._inputs is not None:
             self.packed, self._inputs = pack(map(inputs_json, self._inputs)), None
 
@@ -68,8 +68,9 @@ class Block:
 class Backlog:
     """The rows of one daemon. Its main thread appends and saves, its delivery thread takes the oldest block.
 
-    keep_s: how long a row may wait, in seconds. The disk makes neither append() nor oldest() wait: _saving guards the
-    disk and what was saved, _changed guards rows and blocks, and who needs both takes _saving first.
+    keep_s: how long a row may wait, in seconds. _saving guards the disk and what was saved, _changed guards rows and
+    blocks. Code that needs both takes _saving first. append() and oldest() take only _changed, so they never wait for
+    the disk.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Backlog:
         self._changed = threading.Condition()
         now = clock()
         self._blocks = deque(Block.from_disk(saved, now) for saved in disk.load())
-        self._gone: list[int] = []  # delivered or dropped, but still on a disk that was in trouble
+        self._gone: list[int] = []  # numbers of blocks delivered or dropped, but still on disk
         self._loose: list[Row | Undated] = []
         self._since = now  # when the first loose row came
         self._number = max((block.number or 0 for block in self._blocks), default=0)
@@ -94,12 +95,12 @@ class Backlog:
         self._lost, self._lost_said_at = 0, float("-inf")
 
     def __len__(self) -> int:
-        """Count the rows that wait."""
+        """Return the number of rows that wait."""
         with self._changed:
             return sum(len(block.times) for block in self._blocks) + len(self._loose)
 
     def append(self, rows: Sequence[Row | Undated]) -> None:
-        """Add new rows, all of one kind."""
+        """Add new rows, all of them Row or all Undated."""
         with self._changed:
             for row in rows:
                 self._since = self._since if self._loose else self._clock()
@@ -109,19 +110,19 @@ class Backlog:
             self._changed.notify()
 
     def put_back(self, rows: Sequence[Row]) -> None:
-        """Let rows wait again, in front of all others."""
+        """Put rows back, in front of all others."""
         with self._saving:
             with self._changed:
                 oldest = self._blocks.popleft() if self._blocks and self._blocks[0].dated else None
                 joined = Block([*rows, *(oldest.rows() if oldest else [])], oldest.since if oldest else self._clock())
                 self._blocks.appendleft(joined)
             if oldest and oldest.number is not None:
-                joined.number = oldest.number  # on disk too they take its place
+                joined.number = oldest.number  # on disk too, the joined block replaces it
                 joined.pack()
                 self._disk.save([Saved(joined.number, joined.dates(0.0), joined.packed)])
 
     def oldest(self, patience: float) -> Block | None:
-        """Return the oldest block as soon as there is a row; None if none came in `patience` s, or before hurry()."""
+        """Return the oldest block, waiting for a row for `patience` s at most, or until hurry(); None without one."""
         with self._changed:
             self._changed.wait_for(lambda: self._blocks or self._loose or self._hurry, patience)
             if self._loose and not self._blocks:
@@ -129,13 +130,13 @@ class Backlog:
             return self._blocks[0] if self._blocks else None
 
     def hurry(self) -> None:
-        """Let nobody wait for a row any more."""
+        """Make oldest() return at once, now and from now on."""
         with self._changed:
             self._hurry = True
             self._changed.notify()
 
     def fix_dates(self, block: Block, date: Callable[[float], int]) -> None:
-        """Give the rows of a block their dates, for good, on disk too if it was saved."""
+        """Give the rows of a block their final dates, on disk too if it was saved."""
         with self._saving:
             if not block.dated:
                 block.times = array("d", map(date, block.times))
@@ -144,12 +145,12 @@ class Backlog:
                     self._disk.redate(block.number, block.dates(0.0))
 
     def correct(self, ahead: float) -> None:
-        """Replace dates on disk that are by this computer's clock, because now EmonCMS's is known to be `ahead`."""
+        """Replace dates on disk that are by this computer's clock, now that EmonCMS's is known to be `ahead`."""
         with self._saving:
             self._correct(ahead)
 
     def done(self, block: Block) -> None:
-        """Forget a block: EmonCMS has it, or will not have it."""
+        """Remove a block, on disk too, because EmonCMS has applied or rejected its rows."""
         with self._saving:
             with self._changed:
                 if self._blocks and self._blocks[0] is block:
@@ -157,14 +158,14 @@ class Backlog:
             self._forget_on_disk([block])
 
     def save(self, ahead: float | None, *, now: bool = False) -> None:
-        """Write to disk what has waited for SAVE_AFTER_S, or all of it if `now`, and drop what has waited too long.
+        """Save rows that have waited for SAVE_AFTER_S, or all if `now`; drop the oldest beyond keep_s or MOST_BYTES.
 
-        ahead: EmonCMS's clock minus the monotonic one, None if EmonCMS was not heard.
+        ahead: EmonCMS's clock minus the monotonic one, None if EmonCMS has not answered yet.
         """
         due = float("inf") if now else self._clock() - SAVE_AFTER_S
         with self._saving:
             with self._changed:
-                if self._disk.renewed:  # all of it is saved anew
+                if self._disk.renewed:  # the file was set aside, so all blocks are saved again
                     self._disk.renewed = False
                     for block in self._blocks:
                         block.number = None
@@ -172,7 +173,7 @@ class Backlog:
                     self._close_block()
                 new = [block for block in self._blocks if block.number is None and block.since <= due]
                 for block in new:
-                    block.pack()  # a day of them would take 400 MB loose
+                    block.pack()  # a day of them would take 400 MB unpacked
                 lost = list(self._beyond_bounds())
             self._forget_on_disk(lost)
             self._save([block for block in new if block not in lost], ahead)
@@ -199,7 +200,7 @@ class Backlog:
                 block.guessed = False
 
     def _close_block(self) -> Block:
-        # An inverter's report may be older than another's that came before it: a post is in order of date.
+        # A post is in order of date, but an inverter's report may be older than one that came before it.
         rows = sorted(self._loose, key=lambda row: row.date if isinstance(row, Row) else row.moment)
         block = Block(rows, self._since)
         self._blocks.append(block)
@@ -207,7 +208,7 @@ class Backlog:
         return block
 
     def _beyond_bounds(self) -> Iterator[Block]:
-        """Take out the oldest blocks that have waited too long, or are too many bytes; its caller holds _changed."""
+        """Remove and yield the oldest blocks beyond keep_s or MOST_BYTES; the caller holds _changed."""
         oldest = self._clock() - self._keep_s
         size = sum(len(block.packed) for block in self._blocks)
         while self._blocks and (self._blocks[0].since < oldest or size > MOST_BYTES):
@@ -216,7 +217,7 @@ class Backlog:
             yield block
 
     def _forget_on_disk(self, blocks: list[Block]) -> None:
-        """Delete blocks from the disk, and those that it did not delete before; its caller holds _saving only."""
+        """Delete blocks from the disk, and those that it failed to delete before; the caller holds only _saving."""
         self._gone += [block.number for block in blocks if block.number is not None]
         if self._gone:
             with self._changed:
@@ -225,7 +226,7 @@ class Backlog:
                 self._gone = []
 
     def _say_losses(self, count: int) -> None:
-        """Log the rows that were dropped: the first at once, then once an hour."""
+        """Log how many rows were dropped: the first at once, then once an hour at most."""
         self._lost += count
         if self._lost and self._clock() - self._lost_said_at >= LOSSES_SAID_EVERY_S:
             _log.warning("the backlog is full: its oldest %d rows are lost (BACKLOG_HOURS)", self._lost)

@@ -1,7 +1,7 @@
-"""EmonCMS over HTTP: post rows, ask what it shows of them, and learn its clock from every answer.
+"""EmonCMS over HTTP: post rows, ask for the dates that it shows, and learn its clock from every answer.
 
-A row counts as posted only when EmonCMS says so in words, because it answers 200 whatever happens. The key travels in a
-header, never in a URL. As measured against EmonCMS 11.16.8; see its Modules/input/input_methods.php.
+A row counts as posted only when the text of the answer says so, because EmonCMS answers 200 whatever happens. The key
+is sent in a header, never in a URL. Measured against EmonCMS 11.16.8; see its Modules/input/input_methods.php.
 """
 
 import json
@@ -24,20 +24,20 @@ from envoy2emon.words import clean
 
 # 100 rows with 36 logged inputs take 1.3 s on a PC and ten times that on a Raspberry Pi.
 ANSWER_TIMEOUT_S = 60.0
-# Apache closes a connection after 5 s of silence, perhaps just as a post goes out.
+# After more silence a connection is not reused, because Apache closes it after 5 s, perhaps just as a post is sent.
 KEEP_ALIVE_S = 3.0
-# EmonCMS passes over rows of less than three items and answers ok (11.16.8), versions of 2016 find fault with the row:
-# either answer takes a key that may write, and neither makes an input.
+# EmonCMS 11.16.8 skips rows of fewer than three items and answers ok; versions of 2016 reject the row. Either answer
+# requires a key that may write, and neither creates an input.
 NO_ROW = "[[0]]"
-# Characters that need no escape in a form, as long as nobody decodes it twice: a row of plain names stays as it is.
+# Characters that need no escape in a form unless it is decoded twice, so a row of plain names is sent as it is.
 _PLAIN = '[]{}":,'
 _TAG = re.compile(r"<[^>]*>")
-# PHP's own words, and what EmonCMS 11 shows when MariaDB or Redis is down.
+# Errors of PHP itself, and what EmonCMS 11 shows when MariaDB or Redis is down.
 _BROKEN = re.compile(r"Fatal error|Uncaught|mysqli|Redis(Exception)?\b|Can't connect to database", re.IGNORECASE)
 
 
 class Unavailable(Exception):
-    """EmonCMS is away or out of order: ask again soon. What was sent may have been applied all the same."""
+    """EmonCMS is away or out of order, so try again soon. What was sent may have been applied nevertheless."""
 
 
 class Unauthorized(Exception):
@@ -45,14 +45,14 @@ class Unauthorized(Exception):
 
 
 class Rejected(Exception):
-    """EmonCMS refuses a row; the text is its own. It has applied the rows before that one."""
+    """EmonCMS rejects a row; the text is its own. It may have applied the rows before that one."""
 
 
 class EmonCMS:
     """One EmonCMS at `url`, such as http://emonpi/emoncms, and one of its nodes.
 
-    apikey: the write key, None for questions that need none. pin: the SHA-256 of its certificate, in hex, if that is
-    the only one to accept.
+    apikey: the write key, None for requests that need none. pin: the SHA-256, in hex, of the only certificate to
+    accept, None for no such limit.
     """
 
     def __init__(
@@ -76,17 +76,17 @@ class EmonCMS:
         self._bulk = self._session.prepare_request(requests.Request("POST", f"{url}/input/bulk", headers=form))
 
     def post(self, rows: Sequence[Row]) -> None:
-        """Apply rows, in order, with their dates. Raises Unavailable, Unauthorized, Rejected."""
+        """Post rows, in order, with their dates. Raises Unavailable, Unauthorized, Rejected."""
         node = json.dumps(self._node, ensure_ascii=False)
         self._post("[" + ",".join([f"[{row.date},{node},{row.json()}]" for row in rows]) + "]")
 
     def post_nothing(self) -> None:
-        """Ask whether the key may write, leaving no input behind. Raises Unavailable, Unauthorized."""
-        with suppress(Rejected):  # by a version that finds fault with the row, not with the key
+        """Check that the key may write, without creating an input. Raises Unavailable, Unauthorized."""
+        with suppress(Rejected):  # by a version that rejects the row, not the key
             self._post(NO_ROW)
 
     def shown(self) -> dict[str, int]:
-        """Return the date of each of the node's inputs in epoch seconds, 0 if it is unknown; none without such a node.
+        """Return the date of each of the node's inputs in epoch seconds, 0 if unknown; empty without such a node.
 
         Raises Unavailable, Unauthorized.
         """
@@ -102,7 +102,7 @@ class EmonCMS:
             raise self._strange(text) from None
 
     def version(self) -> str:
-        """Ask what it is: a text such as 11.16.8, for which EmonCMS wants no key. Raises Unavailable, Unauthorized."""
+        """Return EmonCMS's version, such as 11.16.8, which needs no key. Raises Unavailable, Unauthorized."""
         text: str = clean(self._get("/version"), 100)
         return text
 
@@ -131,13 +131,13 @@ class EmonCMS:
             raise Unavailable(f"{self.url} answers {trouble}") from None
 
     def _answer(self, request: requests.PreparedRequest) -> str:
-        """Return the text of an answer that says 200. Raises Unavailable, Unauthorized, Rejected."""
+        """Send a request and return the text of a 200 answer. Raises Unavailable, Unauthorized, Rejected."""
         asked = self._monotonic()
         if asked - self._answered_at > KEEP_ALIVE_S:
             self._session.close()
         try:
             with web.in_words(ANSWER_TIMEOUT_S):
-                # Session.send would look for cookies, hooks and redirects, which takes as long as to parse an event.
+                # Session.send would look for cookies, hooks and redirects, which takes as long as parsing an event.
                 timeout, verify = (web.CONNECT_S, ANSWER_TIMEOUT_S), bool(self._session.verify)
                 response = self._adapter.send(request, stream=True, timeout=timeout, verify=verify)
                 text = web.body(response).strip()
@@ -171,7 +171,7 @@ class EmonCMS:
         return Unavailable(f"{self.url} answers {status} {reason}".strip())
 
     def _strange(self, text: str) -> Unavailable:
-        """Say what an answer of 200 means that is not what EmonCMS answers when it is well."""
+        """Return an Unavailable that explains an answer which a working EmonCMS would not give."""
         if not text:
             cure = "is EMONCMS_APIKEY the write key, and does a proxy in front of it drop the Authorization header?"
             return Unavailable(f"{self.url} answers nothing: {cure}")

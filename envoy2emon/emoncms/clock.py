@@ -1,16 +1,16 @@
-"""EmonCMS's clock, learned from the Date of its answers, and the dates of readings by it."""
+"""EmonCMS's clock, learned from the Date header of its answers, and readings dated by it."""
 
 import math
 
-# The estimate can sink by a second at most while two clocks drift apart; what goes back further was set.
+# Drift between the clocks lowers the estimate by a second at most. A date goes back further only if one was set.
 WOBBLE_S = 2
 
 
 class ServerClock:
     """Turns moments of the monotonic clock into EmonCMS's dates.
 
-    ahead: epoch seconds by EmonCMS's clock minus monotonic seconds; None until an answer was heard. It is the least
-    that the answers allow, so a better answer moves dates forward: they do not go back while nobody sets the clock.
+    ahead: epoch seconds by EmonCMS's clock minus monotonic seconds; None until the first answer. It is the least value
+    that the answers allow, so a better answer moves dates forward, and they do not go back unless the clock is set.
     """
 
     def __init__(self) -> None:
@@ -18,13 +18,13 @@ class ServerClock:
         self._latest = 0
 
     def learn(self, second: float, asked: float, answered: float) -> None:
-        """Take the Date of an answer, whole epoch seconds, which EmonCMS named between two monotonic moments."""
+        """Adjust `ahead` to the Date of an answer, in whole epoch seconds, sent between two monotonic moments."""
         least, most = second - answered, second + 1 - asked
         self.ahead = least if self.ahead is None else min(max(self.ahead, least), most)
 
     def date(self, moment: float) -> int:
-        """Return a monotonic moment in whole epoch seconds; not before a date that was given, within WOBBLE_S."""
-        assert self.ahead is not None  # noqa: S101 - nothing is dated before EmonCMS was heard
+        """Return a monotonic moment in whole epoch seconds, or the last date if that is at most WOBBLE_S later."""
+        assert self.ahead is not None  # noqa: S101 - nothing is dated before EmonCMS has answered
         date = math.floor(moment + self.ahead)
         if 0 < self._latest - date <= WOBBLE_S:
             date = self._latest
@@ -32,5 +32,5 @@ class ServerClock:
         return date
 
     def note(self, date: int) -> None:
-        """Note a date that a row has: later ones shall not go behind it."""
+        """Note the date of a row, so that later dates do not go back behind it."""
         self._latest = date

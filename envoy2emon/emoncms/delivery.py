@@ -1,7 +1,7 @@
-"""Backlog -> EmonCMS: the oldest block first, until EmonCMS says that it has it.
+"""Backlog -> EmonCMS: posts the oldest block until EmonCMS has it, then the next.
 
 A post that fails may have been applied, in whole or in part, so the next attempt first asks what EmonCMS shows and
-leaves out what is there. The same holds for what an earlier run left: EmonCMS is the record of what was delivered.
+leaves out what is there. The same is done for rows of an earlier run, because only EmonCMS records what was delivered.
 """
 
 import logging
@@ -18,15 +18,15 @@ from envoy2emon.rows import Row, Undated, not_applied
 from envoy2emon.settings import Settings
 
 MOST_WAIT_S = 60.0
-# With nothing to do the thread shows that it is alive this often.
+# How often the thread shows that it is alive while there is nothing to post.
 ALIVE_EVERY_S = 60.0
-# A server that lost its client goes on applying rows: only two equal answers tell that it has ended.
+# A server whose client is gone goes on applying rows. Two equal answers, this long apart, show that it has finished.
 ASK_AGAIN_S = 1.0
-# A post that is under way at SIGTERM may end in peace for so long; then the stop stays below 2 s.
+# A post that is under way at SIGTERM has this long to finish, so that the stop takes less than 2 s.
 LAST_POST_S = 1.0
-# So many rows rejected one after the other are no bad rows: EmonCMS takes none at all (node limit, access).
+# If this many rows are rejected one after another, EmonCMS accepts no row at all (node limit, access).
 MOST_REJECTED = 10
-# A row one of whose processes brings PHP down is shown although its post fails: it goes again so often, and no more.
+# If one of a row's processes crashes PHP, the post fails but EmonCMS shows the row. It is reposted this many times.
 MOST_REPEATED = 10
 
 _log = logging.getLogger(__name__)
@@ -53,17 +53,17 @@ class Delivery:
         self.interval = interval
         self._clock = clock
         self._stopping = threading.Event()
-        self._heard = self._corrected = False  # since the start
-        self._in_doubt = len(backlog) > 0
+        self._heard = self._corrected = False  # neither has happened since the start
+        self._in_doubt = len(backlog) > 0  # the oldest block may have been posted already
         self._under_way = 0  # rows that are being posted
-        self._rejected: list[Row] = []  # since a row was accepted last
+        self._rejected: list[Row] = []  # since a row was last accepted
         self._takes_none = False
-        self._shown_row: Row | None = None  # goes again, though EmonCMS shows it
+        self._shown_row: Row | None = None  # posted again although EmonCMS shows it
         self._shown_times = 0
 
     @classmethod
     def to(cls, settings: Settings, node: str, state: Path | None, name: str) -> "Delivery":
-        """Make the delivery to a node of the owner's EmonCMS, with what an earlier run of `name` left in `state`."""
+        """Return the delivery to a node of the owner's EmonCMS, with what an earlier run of `name` left in `state`."""
         backlog = Backlog(Disk(state and state / f"{name}.sqlite"), float(settings.backlog_hours) * 3600)
         if len(backlog):
             _log.info("%s of an earlier run waiting to be delivered", rows_in_words(len(backlog)))
@@ -71,7 +71,7 @@ class Delivery:
         return cls(backlog, emoncms, float(settings.emoncms_interval_s))
 
     def run(self, turned: Callable[[], None]) -> None:
-        """Deliver until finish(), and what waits then once more."""
+        """Deliver until finish(), then attempt once more unless the last post is in doubt."""
         while True:
             turned()
             last = self._stopping.is_set()
@@ -83,7 +83,7 @@ class Delivery:
             self._stopping.wait(wait)
 
     def finish(self, thread: threading.Thread) -> None:
-        """End the delivery thread after a last post that may take LAST_POST_S, and save what waits all the same."""
+        """Stop the delivery thread, allowing LAST_POST_S for a last post, and save the rows that still wait."""
         self._stopping.set()
         self._backlog.hurry()
         thread.join(LAST_POST_S)
@@ -94,11 +94,11 @@ class Delivery:
         self._backlog.append(rows)
 
     def save(self, *, now: bool = False) -> None:
-        """Save what has waited for a while, or all of it."""
+        """Save rows that have waited for a while, or all rows if `now`."""
         self._backlog.save(self._emoncms.clock.ahead, now=now)
 
     def attempt(self) -> float:
-        """Do what is next, and return the seconds to wait before the next attempt."""
+        """Try to deliver the oldest block, and return the seconds to wait before the next attempt."""
         try:
             if not self._heard:
                 self._hear()
@@ -124,28 +124,28 @@ class Delivery:
         return max(0.0, began + self.interval - self._clock())
 
     def status(self) -> str:
-        """Say how it stands, in words for STATUS=."""
+        """Return how many rows wait, and any outage, in words for STATUS=."""
         waiting = len(self._backlog) - self._under_way
         return (f"{rows_in_words(waiting)} waiting" if waiting > 0 else "nothing is waiting") + self.outage.status()
 
     def _hear(self) -> None:
-        """Ask for the first time: the answer teaches the clock that dates rows, and what an earlier run dated last."""
+        """Make the first request, to learn EmonCMS's clock and the latest date that it shows from an earlier run."""
         shown = self._emoncms.shown()
         self._emoncms.clock.note(max(shown.values(), default=0))
         self._heard = True
         self.outage.ends()
 
     def _correct_dates(self) -> None:
-        """Have the right dates on disk as soon as an answer, of whatever kind, has taught the clock."""
+        """Correct the dates on disk as soon as any answer has shown EmonCMS's clock."""
         if not self._corrected and self._emoncms.clock.ahead is not None:
             self._backlog.correct(self._emoncms.clock.ahead)
             self._corrected = True
 
     def _deliver(self, block: Block) -> None:
-        """Post a block's rows, or those of them that EmonCMS may lack. Raises Unavailable, Unauthorized, TakesNone."""
+        """Post a block's rows, or only those that EmonCMS may lack. Raises Unavailable, Unauthorized, TakesNone."""
         self._backlog.fix_dates(block, self._emoncms.clock.date)
         rows = block.rows()
-        self._emoncms.clock.note(rows[-1].date)  # a block from disk was dated elsewhere
+        self._emoncms.clock.note(rows[-1].date)  # a block from disk was dated by an earlier run
         lacking = self._lacking(rows) if self._in_doubt else rows
         self._in_doubt = True
         self._post(lacking, rows)
@@ -159,13 +159,13 @@ class Delivery:
             if len(rows) == 1:
                 self._reject(rows[0], str(trouble), all_rows)
             else:
-                for row in self._lacking(rows):  # those before the bad one are applied
+                for row in self._lacking(rows):  # those before the rejected one are applied
                     self._post([row], all_rows)
         else:
             self._rejected, self._takes_none = [], False
 
     def _reject(self, row: Row, words: str, all_rows: list[Row]) -> None:
-        """Drop a row that is rejected alone; keep it, and those dropped before it, if EmonCMS takes none."""
+        """Drop a row rejected alone; if EmonCMS accepts none, keep it and the earlier ones, and raise TakesNone."""
         if row not in self._rejected:  # it may be tried again because a later one failed
             self._rejected.append(row)
         if self._takes_none or len(self._rejected) >= MOST_REJECTED:
@@ -177,7 +177,7 @@ class Delivery:
         _log.error("EmonCMS: rejects a row (%s), which is dropped: %s", words, row.json()[:300])
 
     def _lacking(self, rows: list[Row]) -> list[Row]:
-        """Ask which of the rows EmonCMS may lack, until two answers in a row are equal."""
+        """Return the rows that EmonCMS may lack, asking until two successive answers are equal."""
         before, shown = None, self._emoncms.shown()
         while (lacking := not_applied(rows, shown)) != before:
             if self._stopping.wait(ASK_AGAIN_S):
@@ -186,7 +186,7 @@ class Delivery:
         return self._without_one_that_crashes(lacking, shown)
 
     def _without_one_that_crashes(self, rows: list[Row], shown: Mapping[str, int]) -> list[Row]:
-        """Leave out a first row that EmonCMS has shown at MOST_REPEATED questions: it is taken as applied."""
+        """Leave out the first row, as applied, if it was posted again MOST_REPEATED times although EmonCMS shows it."""
         first = rows[0] if rows else None
         if first is None or any(shown.get(name) != first.date for name in first.inputs):
             self._shown_row = None
@@ -204,5 +204,5 @@ class Delivery:
 
 
 def rows_in_words(count: int) -> str:
-    """Write a number of rows."""
+    """Return a number of rows in words."""
     return "1 row" if count == 1 else f"{count} rows"

@@ -1,7 +1,7 @@
-"""The blocks that wait, on disk: one SQLite file a daemon, there only while blocks wait, for restarts and power cuts.
+"""The backlog on disk, to survive restarts and power cuts: one SQLite file per daemon, kept only while blocks wait.
 
-A disk in trouble never stops the daemon: it is logged once and tried again, and the blocks wait in memory. A file that
-is damaged or not ours is set aside under a new name, never deleted.
+A disk that fails never stops the daemon: the failure is logged once, saving is tried again, and the blocks wait in
+memory. A file that is damaged or not ours is set aside under a new name, never deleted.
 """
 
 import json
@@ -23,13 +23,13 @@ _LAYOUT = f"""
     PRAGMA application_id = {_OURS};
     CREATE TABLE blocks (number INTEGER PRIMARY KEY, dates TEXT NOT NULL, packed BLOB NOT NULL);
 """
-# One row of inputs as rows.inputs_json() writes it; a number came in 40 characters at most (gateway/readings.py).
+# A row's inputs as rows.inputs_json() writes them; numbers arrive with 40 characters at most (gateway/readings.py).
 _INPUTS = re.compile(r'\{"[\w-]{1,80}":-?\d[\d.eE+-]{0,60}(,"[\w-]{1,80}":-?\d[\d.eE+-]{0,60})*\}', re.ASCII)
-# 100 rows of 36 inputs have 130 kB.
+# 100 rows of 36 inputs are 130 kB.
 _MOST_UNPACKED = 4 * 1024 * 1024
 _MOST_NUMBER = 2**53
 _DATES = re.compile(r"\[[1-9]\d{0,10}(, [1-9]\d{0,10})*\]", re.ASCII)
-# PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN: the file itself may be good.
+# SQLite's PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN: the file itself may be good.
 _DISK_TROUBLE = {3, 5, 6, 7, 8, 10, 13, 14}
 
 T = TypeVar("T")
@@ -46,12 +46,12 @@ class Saved:
 
 
 def pack(inputs: Iterable[str]) -> bytes:
-    """Compress rows' inputs, each a JSON object: names cost nothing then, digits little."""
+    """Compress rows' inputs, each a JSON object; names then take next to no space, and digits little."""
     return zlib.compress("\n".join(inputs).encode())
 
 
 def unpack(packed: bytes) -> list[str]:
-    """Return what pack() got. Raises ValueError for anything that it did not make."""
+    """Return the inputs that pack() compressed. Raises ValueError for anything that pack() did not make."""
     unpacker = zlib.decompressobj()
     try:
         lines = unpacker.decompress(packed, _MOST_UNPACKED).decode().split("\n")
@@ -63,7 +63,7 @@ def unpack(packed: bytes) -> list[str]:
 
 
 class Disk:
-    """The file at `path`, for one thread at a time; None: there is no directory for it."""
+    """The file at `path`, for one thread at a time; `path` is None if there is no directory for it."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -71,7 +71,7 @@ class Disk:
         self.renewed = False  # the file was set aside, and with it what was saved
 
     def load(self) -> list[Saved]:
-        """Return what an earlier run left, oldest first."""
+        """Return the blocks that an earlier run left, oldest first."""
         if self._path is None:
             return []
         try:
@@ -83,7 +83,7 @@ class Disk:
         return self._try(_blocks, self._path) or []
 
     def save(self, blocks: Sequence[Saved]) -> bool:
-        """Write blocks in one transaction, in place of those with the same numbers; tell whether the disk has them."""
+        """Write blocks in one transaction, replacing those with the same numbers; return whether that succeeded."""
         entries = [(block.number, json.dumps(block.dates), block.packed) for block in blocks]
         return self._do(lambda file: file.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", entries))
 
@@ -92,10 +92,10 @@ class Disk:
         self._do(lambda file: file.execute("UPDATE blocks SET dates = ? WHERE number = ?", (json.dumps(dates), number)))
 
     def delete(self, numbers: Iterable[int], *, last: bool) -> bool:
-        """Forget blocks, and the file with the last of them; tell whether the disk did.
+        """Delete blocks, and the file if they are the `last`; return whether that succeeded.
 
-        The blocks go before the file, because a power cut may bring a file back; the file goes in any case, because a
-        full disk lets no block go.
+        The blocks are deleted before the file, because a power cut may bring a file back. The file is deleted in any
+        case, because blocks cannot be deleted on a full disk.
         """
         entries = [(number,) for number in numbers]
         done = self._do(lambda file: file.executemany("DELETE FROM blocks WHERE number = ?", entries))
@@ -119,16 +119,16 @@ class Disk:
         return True
 
     def _try(self, work: "Callable[[sqlite3.Connection], T]", path: Path) -> T | None:
-        """Do something with the file in one transaction; None if that is not possible."""
+        """Return the result of `work` on the file, done in one transaction; None if that fails."""
         try:
-            import sqlite3  # noqa: PLC0415 - 6 ms and 1 MiB that nobody needs while EmonCMS answers
+            import sqlite3  # noqa: PLC0415 - takes 6 ms and 1 MiB, not needed while EmonCMS answers
         except (ImportError, OSError) as error:  # Python was upgraded meanwhile, or the disk fails
             self._say(error)
             return None
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with closing(sqlite3.connect(path, timeout=1)) as file, file:
-                file.execute("PRAGMA synchronous = EXTRA")  # a power cut brings nothing back that was deleted
+                file.execute("PRAGMA synchronous = EXTRA")  # a power cut brings back nothing that was deleted
                 _lay_out(file)
                 return work(file)
         except (OSError, sqlite3.Error, ValueError) as error:
@@ -136,7 +136,7 @@ class Disk:
             return None
 
     def _trouble(self, path: Path, error: Exception) -> None:
-        """Say what is wrong with the disk, or set the file aside if it is the file that is wrong."""
+        """Log what is wrong with the disk, or set the file aside if the file itself is bad."""
         if isinstance(error, OSError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_TROUBLE:
             self._say(error)
             return
@@ -157,7 +157,7 @@ class Disk:
 
 
 def _lay_out(file: "sqlite3.Connection") -> None:
-    """Make sure that a file has our layout. Raises ValueError if it is somebody else's."""
+    """Create our layout in an empty file. Raises ValueError if the file has another layout."""
     if file.execute("PRAGMA application_id").fetchone() != (_OURS,):
         if file.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
             raise ValueError("it is another program's, or another version's")
@@ -165,12 +165,12 @@ def _lay_out(file: "sqlite3.Connection") -> None:
 
 
 def _blocks(file: "sqlite3.Connection") -> list[Saved]:
-    """Read all of them, oldest first. Raises ValueError."""
+    """Return all blocks of a file, oldest first. Raises ValueError for a damaged one."""
     return [_checked(*entry) for entry in file.execute("SELECT * FROM blocks ORDER BY number")]
 
 
 def _checked(number: object, dates: object, packed: object) -> Saved:
-    """Make a block of what the file holds. Raises ValueError for whatever does not fit."""
+    """Return the block that an entry of the file holds. Raises ValueError if the entry is damaged."""
     if not (isinstance(number, int) and 0 < number < _MOST_NUMBER):
         raise ValueError("a block's number is damaged")
     if not (isinstance(dates, str) and _DATES.fullmatch(dates) and isinstance(packed, bytes)):

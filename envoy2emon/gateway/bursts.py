@@ -1,36 +1,37 @@
-"""Arrivals -> dated readings: events that a gateway held back and sends together are dated as they were measured.
+"""Arrivals -> dated readings: events that the gateway held back and sends together are dated as they were measured.
 
-No reading is dated before the one in front of it, and one that comes a second after another is not delayed.
+No reading is dated before the previous one. A reading that comes a second after another is not delayed.
 """
 
 from dataclasses import dataclass, replace
 
 from envoy2emon.gateway.readings import MeterReading
 
-# Events come about once a second. The first one after more silence than this may begin a burst.
+# Events come about once a second. The first one after a longer silence than this may begin a burst.
 SILENCE_S = 1.5
-# So long it waits for the next of its burst: D8.3.6086 sends up to 8 events within 30 ms.
+# How long such an event waits for the next one of its burst: D8.3.6086 sends up to 8 events within 30 ms.
 FOLLOWS_S = 0.03
-# Two are a burst, and wait longer: Linux repeats a lost packet, which may hold the rest, after 200 ms at the earliest.
+# Two or more events wait longer, because the rest may be in a lost packet, and Linux resends that after 200 ms or more.
 BURST_FOLLOWS_S = 0.25
-# What never pauses is no burst. Without this bound more than 20 events a second would wait for ever.
+# Events that never pause are not a burst. Without this limit, a burst that goes on at more than 4 events a second would
+# wait until there are more than MOST_WAITING.
 LONGEST_WAIT_S = 0.5
-# D7.0.88 sends up to 45 together (Matthew1471/Enphase-API); a reading takes 12 kB.
+# D7.0.88 sends up to 45 events together (Matthew1471/Enphase-API); a reading takes 12 kB of memory.
 MOST_WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What came together, at this monotonic time; nothing, when a connection has just been opened."""
+    """The readings that came together at this monotonic time; none means that a connection has just been opened."""
 
     at: float
     readings: tuple[MeterReading, ...] = ()
 
 
 class Bursts:
-    """Dates readings that came together, because the gateway had held them back (22 on D7.0.88), one second apart.
+    """Dates readings one second apart if the gateway held them back and sent them together (22 on D7.0.88).
 
-    Where that would go further back than the reading before, the time since then is divided evenly.
+    Where the time since the previous reading is too short for that, it is divided evenly.
     """
 
     def __init__(self) -> None:
@@ -40,9 +41,9 @@ class Bursts:
         self._due = float("-inf")
 
     def take(self, arrival: Arrival) -> list[MeterReading]:
-        """Return the readings that are dated now; one that may begin a burst waits for the rest of it."""
+        """Return the readings that can be dated now; one that may begin a burst waits for the rest of it."""
         if not arrival.readings:
-            self._arrived = float("-inf")  # what comes first after opening may have been held back
+            self._arrived = float("-inf")  # the first readings of a connection may have been held back
             return []
         silent = arrival.at - self._arrived > SILENCE_S
         self._arrived = arrival.at
@@ -57,11 +58,11 @@ class Bursts:
         return []
 
     def wait(self, now: float) -> float | None:
-        """Return the seconds until release() has something to give; None if nothing waits."""
+        """Return the seconds until release() will return readings; None if none are waiting."""
         return max(0.0, self._due - now) if self._waiting else None
 
     def release(self, now: float) -> list[MeterReading]:
-        """Return the readings that wait, with their dates, if their time has come and nothing more has followed."""
+        """Return the waiting readings, dated, or none while more of their burst may still come."""
         if not self._waiting or now < self._due:
             return []
         burst, self._waiting = self._waiting, []

@@ -1,8 +1,8 @@
-"""The gateway over HTTP: who it is, how it lets us in, its pages and its stream.
+"""The gateway over HTTP: which gateway it is, the login, its pages and its stream.
 
-/info decides how to log in and is asked again after every failure, because Enphase changes firmware unasked (D5 to D7.6
-in 18 minutes). Nothing secret is sent with it, no token and no cookie goes out by plain http, and no redirect is
-followed, because D7 to D8.2 redirect http to https, some of them to https://localhost (pyenphase).
+/info decides how to log in. It is requested again after every Lost or Refused, because Enphase changes firmware unasked
+(D5 to D7.6 in 18 minutes). The request for /info carries no secret. Tokens and cookies are never sent over plain http.
+Redirects are not followed, because D7 to D8.2 redirect http to https, some to https://localhost (pyenphase).
 """
 
 import logging
@@ -33,7 +33,8 @@ ANSWER_S = 20.0
 # Slow gateways take 20 s and more for the list of their inverters (HA 30425, evcc 21862).
 LONGEST_ANSWER_S = 60.0
 MOST_INFO = 64 * 1024  # a recorded one is 2 kB
-# A login is a session, and too many of them are answered 503 (VINC PR 27).
+# A denial within this time of a login causes no new login, because each login opens a session, and the gateway answers
+# 503 to too many of them (VINC PR 27).
 CHECK_AGAIN_S = 300.0
 _MOST_COOKIES = 8
 _DENIED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -41,25 +42,26 @@ _log = logging.getLogger(__name__)
 
 
 class Lost(Exception):
-    """The gateway is away, slow or broke off: try again soon."""
+    """The gateway is away or slow, broke off or gave an unusable answer: try again soon."""
 
 
 class Refused(Exception):
-    """The gateway does not let us in, or is another one: the text says what the owner has to do."""
+    """The gateway denies the login, or is the wrong one; the text says what the owner has to do."""
 
 
 class NotFound(Exception):
-    """This firmware has no such page, or does not open it to this token."""
+    """This firmware does not have the page, or denies it to this token."""
 
 
 class _NoName(Lost):
-    """There is no such name, at whatever port."""
+    """The name in ENVOY_HOST cannot be resolved, so another scheme or port does not help."""
 
 
 class Gateway:
-    """The gateway at ENVOY_HOST; below firmware 7 as the user of the inverters, or else as that of the meters.
+    """The gateway at ENVOY_HOST.
 
-    info: what it said last of itself, None before it has.
+    inverters: log in as the user of the inverters, not of the meters (below firmware 7). info: what identify() returned
+    last, None before that.
     """
 
     def __init__(self, settings: Settings, tokens: Tokens, *, inverters: bool = False) -> None:
@@ -71,14 +73,14 @@ class Gateway:
         self._password = settings.envoy_inverters_password if inverters else settings.envoy_password
         self._urls = urls(settings.envoy_host)
         self._fingerprint = ""
-        self._info_is_new = False  # asked since the last failure
+        self._info_is_new = False  # requested since the last failure
         self._session: requests.Session | None = None  # logged in
         self._logged_in_to: Info | None = None
         self._token: Token | None = None
-        self._checked = float("-inf")  # when the gateway took the token, in monotonic seconds
+        self._checked = float("-inf")  # when the gateway accepted the token, in monotonic seconds
 
     def identify(self) -> Info:
-        """Ask /info by https, then by http, first where it answered last. Raises Lost, Refused."""
+        """Request /info from each possible URL, the one that answered last first. Raises Lost, Refused."""
         self._info_is_new = False
         reasons = []
         for url in sorted(self._urls, key=lambda url: self.info is None or url != self.info.url):
@@ -94,9 +96,9 @@ class Gateway:
         raise Lost("; ".join(reasons))
 
     def text(self, path: str, patience: float = LONGEST_ANSWER_S) -> str:
-        """Return the answer to a GET, at most 1 MiB; `patience` is the longest wait for more of it, in seconds.
+        """Return the body of the answer to a GET, at most 1 MiB.
 
-        Raises Lost, Refused, NotFound.
+        patience: the longest wait for the next part of the answer, in seconds. Raises Lost, Refused, NotFound.
         """
         with self._ask_anew_if_it_fails():
             response = self._open(path, patience)
@@ -105,16 +107,16 @@ class Gateway:
 
     @contextmanager
     def stream(self, silence: float) -> Iterator[Iterator[bytes]]:
-        """Open /stream/meter, and give what comes, as it comes.
+        """Open /stream/meter and yield an iterator over its bytes as they arrive.
 
-        Raises Refused, NotFound; Lost at the stream's end too, and after `silence` seconds without a byte.
+        Raises Refused, NotFound and Lost; Lost also when the stream ends or sends no byte for `silence` seconds.
         """
         with self._ask_anew_if_it_fails(), self._open(_STREAM, silence) as response:
             yield _pieces(response, silence)
 
     @contextmanager
     def _ask_anew_if_it_fails(self) -> Iterator[None]:
-        """After a failure the gateway may be another one: /info is asked again."""
+        """Have /info requested again after a failure, because the gateway may be another one by then."""
         try:
             yield
         except Lost:
@@ -125,7 +127,7 @@ class Gateway:
             raise
 
     def _open(self, path: str, patience: float) -> requests.Response:
-        """Return a good answer, its body unread. Raises Lost, Refused, NotFound."""
+        """Return an answer with status 200, its body unread. Raises Lost, Refused, NotFound."""
         session, login, new = self._logged_in()
         response = self._get(session, login.url, path, patience)
         if response.status_code in _DENIED and not new and not self._token_just_accepted():
@@ -141,7 +143,7 @@ class Gateway:
         if status in _DENIED:
             if not login.needs_token:
                 raise self._wrong_password(login, status)
-            # Owners are kept from the stream on D7.6.175, and from nothing else.
+            # D7.6.175 denies owners the stream and nothing else, so there is no cure to suggest for the stream.
             cure = "" if path == _STREAM else ": does ENPHASE_EMAIL, or whoever got ENVOY_TOKEN, own this gateway?"
             raise NotFound(f"firmware {login.firmware} does not open {path} to this token ({status}){cure}")
         if status == HTTPStatus.NOT_FOUND:
@@ -150,11 +152,11 @@ class Gateway:
         raise Lost(f"{words}, a redirect to {target}" if target else words)
 
     def _token_just_accepted(self) -> bool:
-        """Tell whether the token was accepted so lately that a denial is not its fault."""
+        """Return whether the token was accepted so recently that a denial is not its fault."""
         return self._token is not None and time.monotonic() - self._checked < CHECK_AGAIN_S
 
     def _logged_in(self) -> tuple[requests.Session, Info, bool]:
-        """Log in unless that is done; return the session, the gateway, and whether the session is new."""
+        """Log in if necessary; return the session, the gateway it is logged in to, and whether the session is new."""
         info = self.info if self._info_is_new and self.info else self.identify()
         known = self._logged_in_to
         if self._session and known and known.login_key == info.login_key and not self._renewed(info):
@@ -172,15 +174,15 @@ class Gateway:
         return session, info, True
 
     def _renewed(self, info: Info) -> bool:
-        """Tell whether there is a newer token than the one in use, where it is time to look for one."""
+        """Return whether there is a newer token than the one in use; look for one only when that is due."""
         if self._token and self._tokens.due(self._token):
-            with suppress(NoToken):  # the old one does as long as the gateway takes it, whatever our clock says
+            with suppress(NoToken):  # the old one is good while the gateway accepts it, whatever our clock says
                 return self._tokens.token(info.serial) != self._token
         return False
 
     def _present_token(self, session: requests.Session, info: Info) -> Token:
         """Find a token that the gateway accepts, and open a session with it. Raises Lost, Refused."""
-        for _ in range(3):  # the one that was pasted, the one that is kept, a fresh one
+        for _ in range(3):  # ENVOY_TOKEN, the one that is kept, a fresh one
             try:
                 token = self._tokens.token(info.serial)
             except NoToken as trouble:
@@ -227,7 +229,7 @@ class Gateway:
         return response
 
     def _check_pin(self, url: str) -> None:
-        """Raise Refused if the gateway shows another certificate than the pinned one."""
+        """Raise Refused if the gateway's certificate is not the pinned one."""
         pin = self._settings.envoy_cert_sha256
         if pin:
             with suppress(web.Failed):
@@ -255,7 +257,7 @@ class Gateway:
             raise Lost(str(trouble)) from None
 
     def _announced(self, info: Info) -> Info:
-        """Say which gateway it is if that is news. Raises Refused if it is not the one that ENVOY_SERIAL names."""
+        """Return info, and log it if it is new. Raises Refused if it is not of the gateway that ENVOY_SERIAL names."""
         wanted = self._settings.envoy_serial
         if wanted and info.serial != wanted:
             cure = "is ENVOY_HOST right, or was the gateway replaced?"
@@ -271,12 +273,12 @@ class Gateway:
 
 
 class _Digest(HTTPDigestAuth):
-    """Digest authentication; a 401 that cannot be answered stays a 401 (R3.9.36 sends garbage to bad credentials)."""
+    """Digest authentication that returns a 401 it cannot answer (R3.9.36 answers bad credentials with garbage)."""
 
-    def handle_401(self, r: requests.Response, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - as it has it
+    def handle_401(self, r: requests.Response, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - as inherited
         if r.status_code == HTTPStatus.UNAUTHORIZED:
             web.body(r)
-            r.connection.close()  # R/D3.18 resets a connection that is kept after its 401 (HA 126162)
+            r.connection.close()  # R/D3.18 resets a connection that is kept open after its 401 (HA 126162)
         try:
             answered: requests.Response = super().handle_401(r, **kwargs)  # type: ignore[no-untyped-call]
         except LookupError:
@@ -284,7 +286,7 @@ class _Digest(HTTPDigestAuth):
         return answered
 
     def build_digest_header(self, method: str, url: str) -> str:
-        """Answer the challenge. Raises LookupError if it lacks what an answer takes, or wants what there is not."""
+        """Answer the challenge. Raises LookupError if it lacks a necessary field or is of an unsupported kind."""
         header: str | None = super().build_digest_header(method, url)  # type: ignore[no-untyped-call]
         if header is None:
             raise LookupError("a challenge of an unknown kind")
@@ -293,7 +295,7 @@ class _Digest(HTTPDigestAuth):
 
 @contextmanager
 def _lost(where: str, patience: float) -> Iterator[None]:
-    """Raise Lost for what goes wrong while an answer comes."""
+    """Raise Lost for whatever goes wrong while an answer is read."""
     try:
         with web.in_words(patience):
             yield
@@ -302,7 +304,7 @@ def _lost(where: str, patience: float) -> Iterator[None]:
 
 
 def _pieces(response: requests.Response, silence: float) -> Iterator[bytes]:
-    """Give what there is at once, chunked or not, as read1 does since urllib3 2.2. Raises Lost, at the end too."""
+    """Yield bytes as soon as they arrive, chunked or not (read1, urllib3 2.2 or later). Raises Lost, at the end too."""
     with _lost(response.url, silence):
         while data := response.raw.read1(65536):
             yield data

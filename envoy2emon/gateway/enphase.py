@@ -1,7 +1,7 @@
-"""HTTP to Enphase: a login and a token, for firmware 7 and later.
+"""HTTP to Enphase: log in and get a token, for firmware 7 and later.
 
-Every way in which this can fail has its own words, what the service says is quoted, and all of it is bounded: a minute
-and 1 MiB. Sources: pyenphase; HA issue 155793 (accounts with two-factor login).
+Every kind of failure has its own message, which quotes what the service says. The time is limited to a minute in all,
+an answer to 1 MiB. Sources: pyenphase; HA issue 155793 (accounts with two-factor login).
 """
 
 import json
@@ -20,7 +20,7 @@ _LATER = "it is tried again later"
 
 
 class NoToken(Exception):
-    """There is no token that would do; the text says why, and what to do."""
+    """There is no usable token; the text says why, and what to do."""
 
 
 def fetch(settings: Settings, serial: str) -> str:
@@ -30,10 +30,10 @@ def fetch(settings: Settings, serial: str) -> str:
     def ask() -> None:
         try:
             answers.put(_token(settings, serial, _session_id(settings)))
-        except Exception as trouble:  # noqa: BLE001 - it is raised where the answer is awaited
+        except Exception as trouble:  # noqa: BLE001 - raised below, where the answer is awaited
             answers.put(trouble)
 
-    # A timeout of requests begins anew with every byte; a thread can be left behind.
+    # The timeout of requests starts again with every byte, so it does not limit the whole. A thread can be abandoned.
     threading.Thread(target=ask, name="Enphase", daemon=True).start()
     try:
         answer = answers.get(timeout=LONGEST_S)
@@ -45,8 +45,8 @@ def fetch(settings: Settings, serial: str) -> str:
 
 
 def _session_id(settings: Settings) -> str:
-    """Log in. Raises NoToken."""
-    assert settings.enphase_email and settings.enphase_password  # noqa: S101, PT018 - the caller has them
+    """Log in and return the session id. Raises NoToken."""
+    assert settings.enphase_email and settings.enphase_password  # noqa: S101, PT018 - ensured by the caller
     form = {"user[email]": settings.enphase_email, "user[password]": settings.enphase_password.value}
     status, text = _ask(settings.enphase_login_url, "login", data=form)
     answer = _object(text)
@@ -67,7 +67,7 @@ def _session_id(settings: Settings) -> str:
 
 
 def _token(settings: Settings, serial: str, session_id: str) -> str:
-    """Ask for a token. Raises NoToken."""
+    """Request a token and return it. Raises NoToken."""
     order = {"session_id": session_id, "serial_num": serial, "username": settings.enphase_email}
     status, text = _ask(settings.enphase_token_url, "token service", json=order)
     if status == HTTPStatus.OK:
@@ -79,7 +79,7 @@ def _token(settings: Settings, serial: str, session_id: str) -> str:
 
 
 def _ask(url: str, service: str, **body: Any) -> tuple[int, str]:  # noqa: ANN401
-    """Return status and text of an answer. Raises NoToken."""
+    """Post to a service; return the status and text of its answer. Raises NoToken."""
     cure = "does this computer have Internet access?"
     try:
         with web.session(url) as session, web.in_words(_ANSWER_S):
@@ -100,7 +100,7 @@ def _out_of_order(service: str, status: int, text: str) -> NoToken:
 
 
 def _quoted(text: str) -> str:
-    """Quote what a service says to a person: the message of a JSON object, or plain text."""
+    """Quote what a service says: the message of a JSON object, or plain text; nothing of HTML."""
     answer = _object(text)
     words = answer.get("message") if answer is not None else "" if text.lstrip().startswith("<") else text
     said = clean(str(words or ""), 200).strip()

@@ -1,6 +1,6 @@
-"""What /info says to anyone: which gateway it is, its firmware, how it wants to be logged in to.
+"""What /info says without a login: which gateway it is, its firmware, and how to log in.
 
-Nothing of it is taken on trust, because whoever answers at ENVOY_HOST may be anything.
+Nothing in it is trusted, because anything may answer at ENVOY_HOST.
 """
 
 import re
@@ -14,9 +14,10 @@ from envoy2emon.words import clean
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What /info says. url: without a path. firmware: such as D7.6.175. metered: whether it says that it has meters.
+    """What /info says.
 
-    ahead: the seconds by which the gateway's clock is ahead of this computer's; None if it does not tell.
+    url: without a path. firmware: such as D7.6.175. metered: whether it says that the gateway has meters. ahead: the
+    seconds by which the gateway's clock is ahead of this computer's; None if /info gives no time.
     """
 
     url: str
@@ -28,24 +29,24 @@ class Info:
 
     @property
     def login_key(self) -> tuple[str, str, str, bool]:
-        """Return what a login is good for: another gateway or firmware wants another one."""
+        """Return what a login is valid for: another gateway or firmware needs another login."""
         return self.url, self.serial, self.firmware, self.needs_token
 
 
 def urls(host: str) -> list[str]:
-    """Return where the gateway of ENVOY_HOST may be, the likelier place first."""
+    """Return the URLs at which the gateway of ENVOY_HOST may be, the likelier first."""
     if "://" in host:
         return [host]
-    # With a port of the owner's both questions go to that port, and a plain server there may wait for more of a TLS
-    # greeting until the time is up, while a TLS server refuses a plain question at once.
+    # A port that the owner sets gets both requests. http goes first, because a TLS server refuses a plain request at
+    # once, but a plain server may wait for the rest of a TLS greeting until the timeout.
     schemes = ("https", "http") if urlsplit(f"//{host}").port in (None, 443) else ("http", "https")
     return [f"{scheme}://{host}" for scheme in schemes]
 
 
 def read_info(url: str, text: str) -> Info:
-    """Read the XML of /info. Raises ValueError, in words for an owner."""
+    """Parse the XML of /info. Raises ValueError with a text for the owner."""
     try:
-        # 30 000 entities crash expat, and no gateway sends a DOCTYPE to define one.
+        # 30 000 entities crash expat. Defining one takes a DOCTYPE, and no gateway sends that.
         info = None if "<!DOCTYPE" in text else ET.fromstring(text.strip())  # noqa: S314 - bounded, without entities
     except (ET.ParseError, ValueError):
         info = None
@@ -59,7 +60,7 @@ def read_info(url: str, text: str) -> Info:
     if not re.fullmatch(r"\w{1,20}", serial, re.ASCII):
         raise ValueError(f"{url}/info tells no serial number: is ENVOY_HOST right?")
     firmware = clean(find("device/software"), 40) or "?"
-    # <web-tokens> is true from firmware 7 on and absent below, in 38 of pyenphase's 38 recordings.
+    # <web-tokens> is true from firmware 7 on and absent below, in all 38 of pyenphase's recordings.
     needs_token = find("web-tokens") == "true"
     if needs_token and not url.startswith("https"):
         raise ValueError(f"{url}, firmware {firmware}, needs a token, which is only sent over https")

@@ -1,7 +1,7 @@
-"""The list of a gateway's meters, /ivp/meters: which there are, whether they are on, and what their owner should know.
+"""The list of a gateway's meters, /ivp/meters: which there are, whether they are on, and advice for their owner.
 
-A meter that is off goes on sending, noise or a copy, but plausible watts of one are on record too (custom_envoy 175):
-all of it is said and nothing is dropped. Source: the recordings of pyenphase.
+A meter that is off keeps sending noise or a copy of another meter's values. But plausible watts from one are on record
+too (custom_envoy 175), so the owner is warned and no value is dropped. Source: the recordings of pyenphase.
 """
 
 import json
@@ -14,7 +14,7 @@ from envoy2emon.rows import SECTION_NAMES
 from envoy2emon.words import clean
 
 _MOST_METERS = 100
-_NOISE_W = 10  # meters that are off send up to 5 W of it (7.6.175, 8.2.4264, 8.3.5289)
+_NOISE_W = 10  # meters that are off send up to 5 W of noise (7.6.175, 8.2.4264, 8.3.5289)
 _STATUS = {"check-wiring": "check its wiring", "not-metering": "it does not measure"}
 _FLAGS = {
     "production-imbalance": "its phases produce unequal power",
@@ -36,20 +36,20 @@ class Meter:
     flags: tuple[str, ...]
 
     def words(self) -> str:
-        """Say which meter it is and how it is: "production, 3 phases, on"."""
+        """Return the meter and its state in words: "production, 3 phases, on"."""
         if not self.enabled:
             return f"{self.kind}, off"
         told = f"{self.kind}, {self.phases} phase{'s' * (self.phases != 1)}, on"
         return "".join([told, *(f", {trouble}" for trouble in self.troubles())])
 
     def troubles(self) -> list[str]:
-        """Say what the gateway finds wrong with it."""
+        """Return in words what the gateway finds wrong with it."""
         status = [] if self.status in ("normal", "") else [_STATUS.get(self.status, self.status)]
         return status + [_FLAGS.get(flag, flag) for flag in self.flags]
 
 
 def parse_meters(text: str) -> list[Meter]:
-    """Read an answer of /ivp/meters; no meter is an empty list. Raises BadReading."""
+    """Parse an answer of /ivp/meters; a gateway without meters gives an empty list. Raises BadReading."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
@@ -70,9 +70,10 @@ def advice(
     *,
     net_calculated: bool = False,
 ) -> list[str]:
-    """Say what is wrong with the sections that are posted, by the names of rows.SECTION_NAMES, and the cure.
+    """Return in words what is wrong with the sections that are posted, and the cure.
 
-    reading: one of the gateway's, if there is one. net_calculated: as STREAM_NET says.
+    sections: keys of rows.SECTION_NAMES. reading: a reading of this gateway, if there is one. net_calculated: whether
+    STREAM_NET is calculated.
     """
     on = {meter.kind for meter in meters if meter.enabled}
     told = []
@@ -93,9 +94,9 @@ def advice(
 
 
 def total_is_net(reading: MeterReading) -> bool:
-    """Tell whether consumption equals net on every phase although something is produced.
+    """Return whether consumption equals net on every phase although something is produced.
 
-    Firmware D8.3.5433 sends that (pyenphase PR 477).
+    Firmware D8.3.5433 sends this (pyenphase PR 477).
     """
     production, net, total = (
         {phase: values["p"] for phase, values in reading.sections.get(section, {}).items() if "p" in values}
@@ -105,7 +106,7 @@ def total_is_net(reading: MeterReading) -> bool:
 
 
 def _consumption(on: set[str], sections: Collection[str], reading: MeterReading | None, *, net_calculated: bool) -> str:
-    """Say what is wrong with production, consumption and net; nothing if all is well."""
+    """Return in words what is wrong with production, consumption and net; "" if nothing is."""
     production, net, total = (kind in on for kind in ("production", "net-consumption", "total-consumption"))
     posted = {name for name in ("prod", "cons", "net") if name in sections}
     if posted and not (production or net or total):

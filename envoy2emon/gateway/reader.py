@@ -1,6 +1,6 @@
-"""Follows the gateway's meter stream; where the firmware keeps owners from it, asks for the meter reports instead.
+"""Follows the gateway's meter stream; where the firmware denies it to owners, polls the meter reports instead.
 
-It only reads: what arrives goes into the inbox at once, and a gateway that fails is asked again by the rules of Outage.
+It only reads: what arrives goes into the inbox at once. After a failure it tries again when Outage says.
 """
 
 import logging
@@ -21,25 +21,25 @@ from envoy2emon.settings import Settings
 
 MOST_WAIT_S = 30.0
 REPORTS_EVERY_S = 1.0
-# Owners may read the stream on D7.0 and D8.3.6086, not on D7.6.175: an update may give it back.
+# Owners may read the stream on D7.0 and D8.3.6086 but not on D7.6.175, so an update may open it again.
 STREAM_AGAIN_S = 86400.0
-# The meters are asked while the stream is open, and its events are dated when they are read.
+# Short, because the meters are listed while the stream is open, and its events are dated only when they are read.
 _METERS_ANSWER_S = 5.0
 NO_METERS = f"this gateway has no meters, and the inverters need none. To switch this daemon off: {STREAM_OFF}"
 
-_NEVER = threading.Event()  # is never set, so that who waits for it only waits
+_NEVER = threading.Event()  # never set, so that waiting for it is only a pause
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class _NoMeters(Exception):
-    """The gateway has none: the text says so, with the cure."""
+    """The gateway has no meters; the text says so, with the cure."""
 
 
 class Reader:
     """The reader thread: follows the gateway for ever and puts Arrivals into the inbox.
 
-    outage: how the gateway is. bad: how many events and reports were no reading.
+    outage: whether and why the gateway fails. bad: how many events and report answers were not readings.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Reader:
         self._meters_told = False
 
     def run(self, turned: Callable[[], None]) -> None:
-        """Follow the stream or the reports, whichever this gateway allows."""
+        """Follow the stream or the reports for ever, whichever the gateway and STREAM_SOURCE allow."""
         while True:
             turned()
             try:
@@ -74,7 +74,7 @@ class Reader:
                 else:
                     self._follow_stream(turned)
             except _NoMeters as trouble:
-                self.outage.fails(str(trouble))  # no ERROR: the owner may have chosen such a gateway
+                self.outage.fails(str(trouble))  # not as ERROR: the owner may have chosen such a gateway
                 self._back_to_stream()
                 self._wait(REFUSED_WAIT_S)
             except Refused as trouble:
@@ -84,7 +84,7 @@ class Reader:
                 self._wait(self.outage.fails(str(trouble)))
 
     def _back_to_stream(self) -> None:
-        if self._source == "auto":  # with another firmware the stream may be open
+        if self._source == "auto":  # another firmware may open the stream
             self._reports_until = float("-inf")
 
     def _follow_stream(self, turned: Callable[[], None]) -> None:
@@ -108,11 +108,11 @@ class Reader:
             self._without_stream(trouble)
 
     def _without_stream(self, trouble: NotFound) -> None:
-        """Go on with the reports. Raises Lost or _NoMeters where there is no going on."""
+        """Go on with the reports. Raises Lost, Refused or _NoMeters if STREAM_SOURCE=stream forbids them."""
         if self._source == "stream":
             self._check_meters()
             raise Lost(f"{trouble}; STREAM_SOURCE=auto reads the meter reports instead")
-        level = logging.DEBUG if self.outage.reason else logging.INFO  # between failures it is no news
+        level = logging.DEBUG if self.outage.reason else logging.INFO  # not news during an outage
         _log.log(level, "gateway: %s; its meter reports are read in place of the stream", trouble)
         self._reports_until = self._clock() + STREAM_AGAIN_S
 
@@ -139,7 +139,7 @@ class Reader:
             first = False
             if now - last > self._silence:
                 raise Lost(f"the meter reports have not changed for {self._silence:.0f} s")
-            # A fixed rate; a gateway that is slow is left in peace for as long as it took.
+            # A fixed rate, but the pause after a slow answer is as long as the answer took.
             due = max(due + REPORTS_EVERY_S, now + (now - started))
             self._wait(due - now)
 
@@ -162,7 +162,7 @@ class Reader:
             self._tell_meters(arrival.readings[-1])
 
     def _tell_meters(self, reading: MeterReading) -> None:
-        """Log once which meters there are, and what their owner should know of what is posted."""
+        """Log which meters there are, and what is wrong with the sections that are posted."""
         try:
             meters = parse_meters(self._gateway.text(METERS, _METERS_ANSWER_S))
         except (Lost, Refused, NotFound, BadReading) as trouble:
@@ -175,7 +175,7 @@ class Reader:
             _log.warning("gateway: %s", news)
 
     def _check_meters(self) -> None:
-        """Raise _NoMeters if the gateway says that it has none: <imeter> is not true, or the list is empty."""
+        """Raise _NoMeters if <imeter> in /info is not true or the list of meters is empty. Raises Lost, Refused too."""
         info = self._gateway.info
         none = info is not None and not info.metered
         if not none:

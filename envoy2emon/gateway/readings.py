@@ -1,8 +1,8 @@
-"""Event text -> MeterReading, meter reports -> the same, inverter list -> InverterReport.
+"""Event text -> MeterReading, meter reports -> MeterReading, inverter list -> InverterReport.
 
-What the gateway sent comes out unchanged, what it did not send does not come out at all. Numbers are Decimals, so that
-they leave this program in the digits in which they came. Values that are no finite number are left out, the others of
-the same event are kept. Nothing is judged by its size, because |p| > s, a negative s and a wrong f are all on record
+Values are as the gateway sent them, and none is made up. Numbers are Decimals, so that they leave this program with the
+digits in which they came. A value that is not a finite number of at most 40 characters is left out; the others of its
+event are kept. No value is rejected as implausible, because |p| > s, a negative s and a wrong f are all on record
 (vincentwolsink's integration).
 """
 
@@ -37,7 +37,7 @@ REPORT_NAMES = {
     "f": "freqHz",
 }
 
-# float's greatest is 1.8e308; adjusted() tells the exponent in a fifth of the time that float() takes.
+# The greatest float is 1.8e308. adjusted() returns the exponent in a fifth of the time that float() takes.
 _INFINITE = 308
 _LONGEST_NUMBER = 40
 _LONGEST_SERIAL = 20  # a recorded one has twelve digits
@@ -45,14 +45,15 @@ _MOST_INVERTERS = 1000  # 51 entries are on record
 
 
 class BadReading(Exception):
-    """The gateway's answer is not what this page holds; the text says what it is instead."""
+    """The gateway's answer is not what the page should hold; the text says what it is instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeterReading:
-    """One moment of all meters: `at` in seconds on the monotonic clock, sections[section][phase][quantity].
+    """The values of all meters at one moment.
 
-    p is positive while producing (production), consuming (total-consumption) or importing (net-consumption).
+    at: seconds on the monotonic clock. sections: values by section, phase and quantity, a key of REPORT_NAMES. Its p is
+    positive while producing (production), consuming (total-consumption) or importing (net-consumption).
     """
 
     at: float
@@ -61,9 +62,10 @@ class MeterReading:
 
 @dataclass(frozen=True, slots=True)
 class InverterReport:
-    """An inverter's last report: `reported_at` in epoch seconds by the gateway's clock, watts now and at most.
+    """An inverter's last report.
 
-    dev_type: 1 is a microinverter, 11 an AC battery; None where the gateway does not tell, as up to M4.2.33.
+    reported_at: epoch seconds by the gateway's clock. watts: power in this report. max_watts: the highest reported.
+    dev_type: 1 is a microinverter, 11 an AC battery; None if the gateway does not send it, as up to M4.2.33.
     """
 
     serial: str
@@ -74,14 +76,14 @@ class InverterReport:
 
 
 def parse_event(text: str, at: float) -> MeterReading:
-    """Read one event of /stream/meter. Raises BadReading if there is no value in it that we know."""
+    """Parse one event of /stream/meter. Raises BadReading if it holds no known value."""
     return MeterReading(at, _known_sections(_object(_load(text))))
 
 
 def parse_reports(text: str, at: float) -> tuple[int, MeterReading]:
-    """Read an answer of /ivp/meters/reports/ into createdAt (epoch seconds) and the reading the stream would give.
+    """Parse an answer of /ivp/meters/reports/; return createdAt (epoch seconds) and a reading like those of the stream.
 
-    Only `lines` is used, one entry a phase in order: `cumulative` sums voltages over phases. Raises BadReading.
+    Only `lines` is used, one entry per phase in order, because `cumulative` adds up voltages too. Raises BadReading.
     """
     sections: dict[str, Any] = {}
     created = 0
@@ -101,10 +103,10 @@ def parse_reports(text: str, at: float) -> tuple[int, MeterReading]:
 
 
 def parse_inverters(text: str) -> tuple[list[InverterReport], list[str]]:
-    """Read an answer of /api/v1/production/inverters into its reports and, in words, the entries that are none.
+    """Parse an answer of /api/v1/production/inverters; return its reports and, in words, the entries that are unusable.
 
-    An entry needs a serial number, a date other than 0 and watts. Of a serial number that is listed twice the newest
-    report counts. Raises BadReading for anything but a list with entries.
+    An entry needs a serial number, a positive date and watts. If a serial number is listed twice, its newest report
+    counts. Raises BadReading unless the answer is a list of 1 to 1000 entries.
     """
     entries = _list(_load(text))
     if not entries:
@@ -129,7 +131,7 @@ def parse_inverters(text: str) -> tuple[list[InverterReport], list[str]]:
 
 
 def _known_sections(answer: dict[str, Any]) -> dict[str, dict[str, dict[str, Decimal]]]:
-    """Return the values that we know; sections and phases without any are left out. Raises BadReading for none."""
+    """Return the known values; sections and phases without any are left out. Raises BadReading if there are none."""
     sections = {}
     for section in SECTIONS:
         if isinstance(phases := answer.get(section), dict):
@@ -146,7 +148,7 @@ def _known_sections(answer: dict[str, Any]) -> dict[str, dict[str, dict[str, Dec
     return sections
 
 
-def _load(text: str) -> Any:  # noqa: ANN401 - whatever a gateway answers
+def _load(text: str) -> Any:  # noqa: ANN401 - any JSON value
     try:
         return _JSON.decode(text)
     except (ValueError, RecursionError) as error:
@@ -161,7 +163,7 @@ def _literal(digits: str) -> Decimal | None:
         return None
 
 
-# json.loads() would make a decoder for each event.
+# json.loads() would make a new decoder for each event.
 _JSON = json.JSONDecoder(parse_float=_literal, parse_int=_literal, parse_constant=lambda _: None)
 
 
@@ -178,7 +180,7 @@ def _list(value: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _number(value: Any) -> Decimal | None:  # noqa: ANN401
-    # EmonCMS turns text and null into 0, and an infinity (1e999 is one to PHP) spoils a feed for good.
+    # EmonCMS turns text and null into 0, and an infinity (PHP reads 1e999 as one) spoils a feed for good.
     return value if isinstance(value, Decimal) and value.adjusted() < _INFINITE else None
 
 

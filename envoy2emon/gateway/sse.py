@@ -1,20 +1,20 @@
 """Server-sent events: bytes in, the data of complete events out.
 
 The events do not depend on how the bytes were cut into chunks, and memory is bounded. Source: the WHATWG HTML standard,
-section 9.2.6. The gateway sends one `data:` line an event and no other field; its D7 firmware ends lines with CRLF
+section 9.2.6. The gateway sends one `data:` line per event and no other field; its D7 firmware ends lines with CRLF
 (Matthew1471/Enphase-API).
 """
 
 import re
 
-# A three-phase event is 1.1 kB, firmware D7.0.88 sends 16 KiB at once; what grows beyond this is no meter stream.
+# A three-phase event is 1.1 kB, and firmware D7.0.88 sends 16 KiB at once. Anything larger is not a meter stream.
 MAX_EVENT = 64 * 1024
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class LineTooLong(Exception):
-    """A line, or the data of one event, outgrew MAX_EVENT bytes: the connection is of no use any more."""
+    """A line, or the data of one event, exceeds MAX_EVENT bytes, so the connection is of no further use."""
 
 
 class Decoder:
@@ -27,13 +27,13 @@ class Decoder:
         self._at_start = True
 
     def feed(self, data: bytes) -> list[str]:
-        """Return the data of each event that `data` completes, in order, oldest first.
+        """Return the data of each event that `data` completes, oldest first.
 
         Events without data, comments and other fields yield nothing; bytes that are not UTF-8 become U+FFFD.
         Raises LineTooLong.
         """
         if self._skip_newline and data:
-            # A chunk ended in CR and its line was delivered at once: a LF that comes now belongs to that CR.
+            # The last chunk ended in CR, and its line was handled at once. A LF that follows belongs to that CR.
             data = data.removeprefix(b"\n")
             self._skip_newline = False
         *lines, self._rest = _LINE_END.split(self._rest + data)

@@ -1,7 +1,8 @@
-"""The JWT that firmware 7 and later wants: where it comes from, whether it will do, when it is renewed.
+"""The JWT that firmware 7 and later requires: where it comes from, whether it is usable, when it is renewed.
 
-Enphase is asked for a login at most once in ten minutes, by both daemons together, and what they know of tokens is in
-one file of the state directory. No link to it is followed, because root may read it in the service's directory.
+Both daemons together ask Enphase for a login at most once in ten minutes. They share what they know of tokens in one
+file in the state directory. That file is not opened if it is a symbolic link, because root may read it in the service's
+directory.
 """
 
 import base64
@@ -25,11 +26,11 @@ from envoy2emon.settings import Settings
 from envoy2emon.words import clean, keep_secret
 
 LOGIN_EVERY_S = 600.0
-# Owner tokens live 365 days, installer tokens 12 hours.
+# Owner tokens are valid for 365 days, installer tokens for 12 hours.
 RENEW_OWNER_S = 30 * 86400.0
 RENEW_INSTALLER_S = 3600.0
 SHORT_LIVED_S = 86400.0
-_MOST_TOKEN = 8192  # one is 0.5 to 1 kB
+_MOST_TOKEN = 8192  # a token is 0.5 to 1 kB
 _MOST_FILE = 65536
 _LAST_DATE = 2.0**33  # the year 2242
 _ASKING = "Enphase was asked and has not answered"
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A JWT: for the gateway `serial`, until `expires_at` (epoch seconds)."""
+    """A JWT for the gateway `serial` ("" if it names none); issued_at and expires_at are epoch seconds."""
 
     text: str = field(repr=False)
     serial: str
@@ -47,7 +48,7 @@ class Token:
 
     @classmethod
     def parse(cls, text: str) -> "Token":
-        """Read the payload; the gateway checks the signature. Raises ValueError."""
+        """Parse a token without checking its signature, which the gateway does. Raises ValueError."""
         if len(text) > _MOST_TOKEN or not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]*", text, re.ASCII):
             raise ValueError("it is not a token")
         try:
@@ -64,12 +65,12 @@ class Token:
 
     @property
     def renew_at(self) -> float:
-        """Epoch seconds from which on a new one is fetched."""
+        """Return from when on a new token is fetched, in epoch seconds."""
         return self.expires_at - (RENEW_INSTALLER_S if self._short else RENEW_OWNER_S)
 
     @property
     def expiry(self) -> str:
-        """The day, and for a short-lived token the time, of its end, in UTC."""
+        """Return the day on which it expires, and for a short-lived token the time, in UTC."""
         return time.strftime("%Y-%m-%d %H:%M UTC" if self._short else "%Y-%m-%d", time.gmtime(self.expires_at))
 
     @property
@@ -78,9 +79,10 @@ class Token:
 
 
 class Tokens:
-    """Where tokens come from: ENVOY_TOKEN, or Enphase by ENPHASE_EMAIL and ENPHASE_PASSWORD, kept in `state`.
+    """The source of tokens: ENVOY_TOKEN, or Enphase, which is asked with ENPHASE_EMAIL and ENPHASE_PASSWORD.
 
-    current: the token that was given out last. readonly: nothing is written, so a token that is fetched is forgotten.
+    state: the directory where tokens from Enphase are kept. current: the token that token() returned last. readonly:
+    nothing is written, so a fetched token is kept in memory only.
     """
 
     def __init__(
@@ -98,12 +100,12 @@ class Tokens:
         try:
             self.current = self._next(serial)
         except NoToken:
-            self._refused.clear()  # a gateway that was just starting may take them the next time
+            self._refused.clear()  # a gateway that was just starting may accept them next time
             raise
         return self.current
 
     def due(self, token: Token) -> bool:
-        """Tell whether it is time to look for another token; every LOGIN_EVERY_S at most."""
+        """Return whether it is time to look for another token: True at most once every LOGIN_EVERY_S."""
         now = self._wall()
         if now < token.renew_at or abs(now - self._looked_at) < LOGIN_EVERY_S:
             return False
@@ -115,14 +117,14 @@ class Tokens:
         self._refused.add(token.text)
 
     def met(self, serial: str) -> str:
-        """Note the serial number of the gateway, and return that of the last one, "" if there was none."""
+        """Keep the serial number of the gateway, and return the one that was kept before, "" if there was none."""
         with self._file.held() as kept:
             if kept.serial != serial:
                 self._file.keep(replace(kept, serial=serial))
             return kept.serial
 
     def status(self) -> str:
-        """Say in words for STATUS= until when the token is good; nothing if none is in use."""
+        """Return in words for STATUS= until when the token is valid; "" if none is in use."""
         return f"; token until {self.current.expiry}" if self.current else ""
 
     def _next(self, serial: str) -> Token:
@@ -137,7 +139,7 @@ class Tokens:
         )
 
     def _pasted(self, serial: str) -> Token | str:
-        """Return ENVOY_TOKEN, or in words why it does not do. Only the gateway's refusal shows that it has expired."""
+        """Return ENVOY_TOKEN, or in words why it is unusable; it counts as expired only if the gateway refuses it."""
         secret = self._settings.envoy_token
         try:
             token = Token.parse(secret.value if secret else "")
@@ -153,7 +155,7 @@ class Tokens:
     def _kept_or_fetched(self, serial: str) -> Token:
         token, trouble = self._kept_or_turn(serial)
         if trouble is None:
-            assert token  # noqa: S101 - by _kept_or_turn
+            assert token  # noqa: S101 - ensured by _kept_or_turn
             return token
         try:
             fresh = self._fresh(serial)
@@ -171,19 +173,20 @@ class Tokens:
         return fresh
 
     def _kept_or_turn(self, serial: str) -> tuple[Token | None, str | None]:
-        """Return the token that is kept and None, or if it is our turn to ask Enphase the last trouble with that.
+        """Return the kept token and None; if we are to ask Enphase now, the old token, if any, and the last trouble.
 
-        The file is not locked while Enphase is asked: who comes meanwhile uses the old token or looks again.
+        The file is not locked while Enphase is asked. Meanwhile the other daemon uses the old token or, without one,
+        waits. Raises NoToken if there is no usable token and Enphase was asked less than LOGIN_EVERY_S ago.
         """
         while True:
             with self._file.held() as kept:
                 token, now = self._usable(kept.token, serial), self._wall()
-                since = abs(now - kept.login_at)  # whichever way the clock jumped meanwhile
+                since = abs(now - kept.login_at)  # the clock may have been set back meanwhile
                 if token and (now < token.renew_at or since < LOGIN_EVERY_S):
                     return token, None
                 if since >= LOGIN_EVERY_S:
-                    # Before: a daemon that is killed meanwhile does not ask again when it is back. The token stays,
-                    # because the gateway may have refused it for a moment, or the clock may be ahead.
+                    # Written first, so that a daemon that is killed while asking does not ask again after its restart.
+                    # The token stays: the gateway may have refused it only for a moment, or the clock may be ahead.
                     self._file.keep(replace(kept, login_at=now, trouble=_ASKING))
                     return token, kept.trouble
             if kept.trouble != _ASKING or since > LONGEST_S + 5:
@@ -212,7 +215,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """The latest token from Enphase, when Enphase was last asked (epoch seconds), why it gave none, and the gateway."""
+    """What the daemons know of tokens.
+
+    token: the latest from Enphase. login_at: when Enphase was last asked, in epoch seconds. trouble: why it gave no
+    token then, "" if it did. serial: the gateway's.
+    """
 
     token: str = field(default="", repr=False)
     login_at: float = 0.0
@@ -221,7 +228,7 @@ class _Kept:
 
 
 class _File:
-    """Holds a _Kept in a file that one daemon at a time has; in memory where there is no file that can be had."""
+    """Keeps a _Kept in a file that one daemon at a time locks, or in memory if the file cannot be used."""
 
     def __init__(self, state: Path | None, *, readonly: bool) -> None:
         self._state = state
@@ -232,11 +239,11 @@ class _File:
 
     @contextmanager
     def held(self) -> Iterator[_Kept]:
-        """Keep the other daemon waiting, and give what is kept."""
+        """Lock the file, unless readonly, so that the other daemon waits, and yield what is kept."""
         with ExitStack() as stack:
             try:
                 number = self._open()
-                stack.callback(os.close, number)  # and with it the lock goes
+                stack.callback(os.close, number)  # this releases the lock too
                 if not self._readonly:
                     fcntl.flock(number, fcntl.LOCK_EX)
                 if not self._unwritten:
@@ -250,7 +257,7 @@ class _File:
                 self._number = None
 
     def keep(self, kept: _Kept) -> None:
-        """Replace what is kept, while it is held."""
+        """Replace what is kept; to be called within held()."""
         self._kept = kept
         self._unwritten = True
         if self._number is not None and not self._readonly:
@@ -278,7 +285,7 @@ class _File:
 
 
 def _parse(content: bytes) -> _Kept | None:
-    """Return what a file holds; None if it is empty, as a new one is, or was cut off by a power cut."""
+    """Parse what a file holds; return None if it is empty, as a new one is, or damaged, as after a power cut."""
     try:
         fields = json.loads(content)
         kept = _Kept(fields["token"], fields["login_at"], fields["trouble"], fields.get("serial", ""))

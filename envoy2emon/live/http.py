@@ -1,6 +1,6 @@
 """HTTP for the live page: a request's head in, its answer out.
 
-Nothing in a request but method and path has any effect, nothing is written, and each answer ends its connection.
+Only the method and path of a request have any effect, no request changes anything, and each connection has one answer.
 Source: RFC 9112; Content Security Policy, levels 1 to 3.
 """
 
@@ -14,29 +14,29 @@ from pathlib import Path
 MAX_VIEWERS = 32
 TEXT = "text/plain; charset=utf-8"
 
-# What browsers and iOS ask for without being told to.
+# Browsers and iOS request these by themselves.
 ICONS = (b"/favicon.ico", b"/apple-touch-icon.png", b"/apple-touch-icon-precomposed.png")
 _ICON = Path(__file__).with_name("icon.png").read_bytes()
 _ONLY_READ = b"This page can only be read.\n"
 _NOT_HERE = b"There are / and /events here, nothing else.\n"
 _FULL = b"%d viewers are watching, and that is the most: close one, then try again.\n" % MAX_VIEWERS
 _NOTHING = "Content-Security-Policy: default-src 'none'; base-uri 'none'; form-action 'none'"
-# Browsers that know hashes ignore 'unsafe-inline' beside one (CSP 2); Safari of iOS 7 to 9 has CSP 1, without hashes.
+# For Safari on iOS 7 to 9 (CSP 1, no hashes). Browsers that know hashes ignore 'unsafe-inline' beside one (CSP 2).
 _INLINE = (
     "; img-src 'self'; connect-src 'self'"
     "; style-src 'unsafe-inline' 'sha256-{}'; script-src 'unsafe-inline' 'sha256-{}'"
 )
 _INLINE_TEXT = re.compile(rb"<(?:style|script)>(.*?)</(?:style|script)>", re.DOTALL)
 
-# Bytes that wait for one viewer, in the kernel and again in this process: a full history is 18 kB and a reading 70
-# bytes, so whoever has more to come is many minutes behind.
+# The most bytes that wait for one viewer, in the kernel and again in this process. A full history is 18 kB, a reading
+# 70 bytes, so a viewer with more waiting is many minutes behind.
 MAX_UNSENT = 64 * 1024
 # Milliseconds after which the kernel drops a viewer that acknowledges nothing (tcp(7)); its own limit is 15 minutes.
 DEAD_MS = 60_000
 
 
 def answer(request: bytes, page: bytes, viewers: int) -> tuple[bytes, bool]:
-    """Return what to send for a request's head, and whether events are to follow; page is the HTML of `/`."""
+    """Return the answer to a request's head, and whether events are to follow it; page is the HTML of `/`."""
     method, path = _method_and_path(request)
     if not path:
         reply = _reply("400 Bad Request", TEXT, _NOT_HERE)
@@ -57,7 +57,7 @@ def answer(request: bytes, page: bytes, viewers: int) -> tuple[bytes, bool]:
 
 
 def _method_and_path(request: bytes) -> tuple[bytes, bytes]:
-    """Take the request line apart, in one pass; no path where it is none."""
+    """Return the method and path of the request line, split in one pass; the path is empty if it is malformed."""
     words = request.partition(b"\r\n")[0].split(b" ")
     if len(words) == 3 and words[0] and words[2] in (b"HTTP/1.0", b"HTTP/1.1"):  # noqa: PLR2004 - method, target, version
         return words[0], words[1].partition(b"?")[0]
@@ -65,12 +65,12 @@ def _method_and_path(request: bytes) -> tuple[bytes, bytes]:
 
 
 def listener(listen: str) -> socket.socket:
-    """Listen on HOST:PORT or [ADDRESS]:PORT; `[::]` takes IPv4 as well. Raises OSError."""
+    """Listen on HOST:PORT or [ADDRESS]:PORT; `[::]` accepts IPv4 as well. Raises OSError."""
     host, _, port = listen.rpartition(":")
-    name = host.strip("[]").encode()  # as str an overlong name would raise UnicodeError
+    name = host.strip("[]").encode()  # because an overlong name as str raises UnicodeError
     family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
     sock = socket.create_server(address, family=family, dualstack_ipv6=address[0] == "::")
-    # Linux hands both options on to the connections that it accepts.
+    # On Linux the accepted connections inherit both options.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNSENT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_MS)
     return sock

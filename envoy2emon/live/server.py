@@ -1,7 +1,7 @@
-"""The live page: readings to every browser that watches.
+"""The live page: sends readings to every browser that watches.
 
-One thread serves all viewers, and no viewer costs the daemon anything that others could miss: what waits to be sent is
-bounded, and whoever falls behind, falls silent or asks slowly is dropped.
+One thread serves all viewers, and no viewer can harm the rest of the daemon: what waits to be sent is bounded, and a
+connection that falls behind, falls silent or sends its request slowly is dropped.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from envoy2emon.gateway.readings import MeterReading
 from envoy2emon.live import http as live_http
 from envoy2emon.live.today import TodayFile, load_history, save_history
 
-# Watts: at night production meters tell up to about 2 W of nothing; the author's display takes 10 W for none.
+# Watts. At night production meters report up to about 2 W of noise; the author's display counts 10 W as none.
 NOISE_W = 10
 HISTORY_S = 900
-# Connections that do not watch, in all and from one address: a process has 1024 descriptors, the backlog needs some.
+# Connections that do not watch, in all and from one address. A process has 1024 descriptors; the backlog needs some.
 MAX_ASKING, MAX_ASKING_EACH = 64, 16
-# Seconds from one connection to the next: who floods the page takes no more than this of the daemon's processor.
+# Seconds from one accepted connection to the next, so that a flood of them takes little of the daemon's processor time.
 BETWEEN_S = 0.02
 TRY_AGAIN_S = 60.0
-# Of one connection; browsers send a request of 400 to 900 bytes in one piece, and then nothing.
+# Bytes and reads of one connection; browsers send a request of 400 to 900 bytes in one piece, and then nothing.
 MAX_REQUEST, MAX_PIECES = 8 * 1024, 16
 REQUEST_S = 10
 HEARTBEAT_S = 15
 RETRY_MS = 3000
-# Seconds: readings come once a second, but D7.0.88 sends 21 to 23 at once, sometimes 45 (Matthew1471/Enphase-API).
+# Seconds. Readings come once a second, but D7.0.88 sends 21 to 23 at once, sometimes 45 (Matthew1471/Enphase-API).
 STALE_S = 15
 LONGEST_BURST_S = 45
 
@@ -42,9 +42,9 @@ log = logging.getLogger(__name__)
 
 
 def figures(reading: MeterReading) -> dict[str, int | None]:
-    """Watts over all phases as /events tells them: p produced, c consumed, n = c - p (negative: into the grid).
+    """Return the watts of all phases as /events sends them: p produced, c consumed, n = c - p (negative: to the grid).
 
-    A sum is None when its section is missing, or lacks the power of a phase that is there; n needs both sums.
+    A sum is None if its section is missing or has a phase without power; n needs both sums. p up to NOISE_W becomes 0.
     """
     p, c = _watts(reading, "production"), _watts(reading, "total-consumption")
     if p is not None and p <= NOISE_W:
@@ -60,10 +60,11 @@ def _watts(reading: MeterReading, section: str) -> Decimal | None:
 
 
 class Live:
-    """The page on `/` and server-sent events on `/events`, served from a thread of its own.
+    """Serves the page on `/` and server-sent events on `/events` from a thread of its own.
 
-    listen: HOST:PORT, also [ADDRESS]:PORT; port 0 takes a free one, which `port` then tells. clock: monotonic seconds,
-    the one that dates the readings. show is for any thread and never waits for a viewer.
+    listen: HOST:PORT or [ADDRESS]:PORT; port 0 takes a free one. port: the one in use. clock: the monotonic clock that
+    dates the readings, in seconds. trouble: why there is no page, "" if there is one. Any thread may call show(), which
+    never waits for a viewer.
     """
 
     def __init__(self, listen: str, state: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,7 +74,7 @@ class Live:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _, context: log.debug("live page: %s", context["message"]))
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
-        # All that follows is touched by the live thread only.
+        # While the live thread runs, only that thread uses what follows.
         self._stopping = asyncio.Event()
         self._listener: socket.socket | None = None
         self._page = Path(__file__).with_name("page.html").read_bytes()
@@ -90,22 +91,22 @@ class Live:
         self._patience = STALE_S
         self._asking: Counter[str] = Counter()
         self._viewers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself does not keep them
+        self._tasks: set[asyncio.Task[None]] = set()  # because the loop keeps only weak references
 
     def start(self) -> None:
-        """Listen and serve; what prevents it is in `trouble` and the log, and it is tried again every minute."""
+        """Listen and serve; on failure, log the reason, set `trouble` and try again every minute."""
         self._open()
         self._thread.start()
 
     def show(self, reading: MeterReading) -> None:
-        """Send a reading to all viewers; one with neither production nor consumption is nothing to show."""
+        """Send a reading to all viewers, unless it has neither production nor consumption."""
         watts = figures(reading)
         if watts["p"] is not None or watts["c"] is not None:
             with suppress(RuntimeError):  # closed
                 self._loop.call_soon_threadsafe(self._show, reading.at, watts)
 
     def close(self) -> None:
-        """Drop all viewers, end the thread and save the energy of today and the graph."""
+        """Drop all viewers, end the thread, and save today's energy and the graph."""
         with suppress(RuntimeError):  # closed
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(1.0)
@@ -140,7 +141,7 @@ class Live:
                 return
             self._open()
         with self._listener:
-            self._listener.setblocking(False)  # noqa: FBT003 - the name of its only parameter is nobody's
+            self._listener.setblocking(False)  # noqa: FBT003 - it takes no keyword arguments
             self._keep(self._accept(self._listener))
             while not await self._stopped_within(HEARTBEAT_S):
                 self._send(b": no news\n\n" + self._alive())
@@ -154,7 +155,7 @@ class Live:
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
-            with suppress(OSError):  # gone already, or the process has no descriptors left
+            with suppress(OSError):  # the client has gone, or the process has no descriptors left
                 client, _ = await self._loop.sock_accept(listener)
                 reader, writer = await asyncio.open_connection(sock=client, limit=MAX_REQUEST)
                 self._keep(self._connected(reader, writer))
@@ -176,7 +177,7 @@ class Live:
         self._history.append((second, watts["p"], watts["c"]))
         burst = min(int(self._clock()) - second, LONGEST_BURST_S)
         self._patience = max(self._patience, STALE_S + 2 * burst)
-        # The contract's event; its id is its second, by which the page draws a burst as it was measured.
+        # The event of the contract. Its id is the reading's second, so that the page draws a burst as it was measured.
         self._latest = b"id: %d\n" % second + _event("solar_data", watts)
         self._send(self._latest if self._today is before else self._alive() + self._latest)
 
@@ -184,14 +185,14 @@ class Live:
         return _event("alive", self._state())
 
     def _state(self) -> dict[str, object]:
-        # What the page needs to date readings by its own clock: seconds by ours, and how long a silence is no fault.
+        # What the page needs to date readings by its own clock: seconds by ours, and how long a silence is normal.
         last = self._history[-1][0] if self._history else None
         return {
             "now": round(self._clock(), 1),
             "last": last,
             "patience": self._patience,
-            "run": self._run_name,  # the clock of another run may be another one
-            "page": self._page_name,  # a page of another name is old
+            "run": self._run_name,  # another run may have another clock
+            "page": self._page_name,  # a page with another name is outdated
             "today": self._today.shown(time.time()),
         }
 
@@ -215,7 +216,7 @@ class Live:
             if self._asking[address] <= MAX_ASKING_EACH and self._asking.total() <= MAX_ASKING:
                 await self._answer(reader, writer, address)
         except OSError:
-            pass  # gone, or too slow (TimeoutError is an OSError), or no browser
+            pass  # gone, too slow (TimeoutError is an OSError), or not a browser
         finally:
             if writer in self._viewers:
                 self._viewers.discard(writer)
@@ -235,7 +236,7 @@ class Live:
                 limit.reschedule(None)
             else:
                 writer.write_eof()
-            # Nothing more is expected: reading on tells when the other side has gone.
+            # Nothing more is expected, but reading on shows when the client has gone.
             for _ in range(MAX_PIECES):
                 if not await reader.read(MAX_REQUEST):
                     break
@@ -247,7 +248,7 @@ class Live:
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:
-    """Return a request's head, and what came with it. Raises ConnectionError where it has no end."""
+    """Return a request's head, and what came with it. Raises ConnectionError if it is incomplete or too long."""
     request = b""
     for _ in range(MAX_PIECES):
         piece = await reader.read(MAX_REQUEST)

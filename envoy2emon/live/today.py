@@ -1,6 +1,6 @@
-"""The energy of today, from readings to kWh, for the page; it and the graph's points are kept in files over a restart.
+"""Today's energy in kWh for the page, from the readings; files keep it and the graph's points over a restart.
 
-It is a figure for the wall: EmonCMS's own feeds are the record. Gaps in the readings are left out, not bridged.
+It is for display only: EmonCMS's own feeds are the record. Gaps in the readings are left out, not bridged.
 """
 
 import json
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# What is further apart than this is a gap: D8.3.6086 holds events back for 13 s at most and then sends all of them.
+# Readings further apart than this leave a gap. D8.3.6086 holds events back for up to 13 s, but then sends all of them.
 GAP_S = 10.0
 SAVE_EVERY_S = 300.0
-# A day counts as whole if the first reading came this early.
+# A day counts as whole if its first reading came within this many seconds of midnight.
 WHOLE_WITHIN_S = 600
 LONGEST_DAY_S = 25 * 3600
-_MOST_KWH = 10_000.0  # of a day
+_MOST_KWH = 10_000.0  # in one day
 _MOST_BYTES = 1024 * 1024
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Today:
-    """kWh of one local day: produced, consumed, out to the grid and in from it; since: epoch s of its first reading."""
+    """kWh of one local day: produced, consumed, out to the grid and into the house from it.
+
+    day: such as 2025-06-21. since: epoch seconds of the day's first reading.
+    """
 
     day: str = ""
     since: float = 0.0
@@ -35,7 +38,7 @@ class Today:
     into: float = 0.0
 
     def add(self, epoch: float, seconds: float, p: int | None, c: int | None) -> "Today":
-        """Count watts that were read at this time, `seconds` after the reading before; return it, or the new day."""
+        """Add watts measured at `epoch`, `seconds` after the last reading; return self, or on a new day a new Today."""
         day = _day(epoch)
         today = self if day == self.day else Today(day, epoch)
         if 0 < seconds <= GAP_S and today is self:
@@ -48,7 +51,7 @@ class Today:
         return today
 
     def shown(self, epoch: float) -> dict[str, float | None] | None:
-        """Return what the page shows: kWh, and since when in epoch s if the day is not whole; None on another day."""
+        """Return the kWh for the page, and `since` unless the day is whole; None if `epoch` is on another day."""
         if self.day != _day(epoch):
             return None
         kwh = {name: round(getattr(self, name), 3) for name in ("produced", "consumed", "out", "into")}
@@ -56,14 +59,14 @@ class Today:
 
 
 class TodayFile:
-    """Where Today is kept: today.json in the state directory, saved seldom because SD cards wear."""
+    """Keeps Today in today.json in the state directory, and saves it seldom because SD cards wear."""
 
     def __init__(self, state: Path | None) -> None:
         self._path = state and state / "today.json"
         self._saved_at = float("-inf")
 
     def load(self) -> Today:
-        """Return what an earlier run saved; a new one if there is none, or none that can be used."""
+        """Return what an earlier run saved; an empty Today if it saved nothing, or nothing usable."""
         if self._path is None:
             return Today()
         try:
@@ -80,7 +83,7 @@ class TodayFile:
         return Today()
 
     def save(self, today: Today, now: float) -> None:
-        """Save it if it was not for a while; `now` in monotonic seconds, infinity to save in any case."""
+        """Save it, at most every SAVE_EVERY_S; `now` is in monotonic seconds, infinity to save in any case."""
         if self._path is None or not today.day or now - self._saved_at < SAVE_EVERY_S:
             return
         self._saved_at = now
@@ -91,12 +94,12 @@ Point = tuple[float, int | None, int | None]  # epoch s, produced W, consumed W
 
 
 def save_history(state: Path, points: Sequence[Point]) -> None:
-    """Save the graph's points, oldest first, so that the page of the next run begins with them."""
+    """Save the graph's points, oldest first, for the page of the next run."""
     _write(state / "history.json", points)
 
 
 def load_history(state: Path | None, seconds: int) -> list[Point]:
-    """Return the points of the last `seconds` that were saved; none if there are none, or none that can be used."""
+    """Return the saved points of the last `seconds`; an empty list if there are none, or the file is unusable."""
     try:
         points = json.loads(_read(state / "history.json") if state else "[]")
         now = time.time()
@@ -114,14 +117,14 @@ def _midnight(day: str) -> float:
 
 
 def _read(path: Path) -> bytes:
-    """Return a file's content, at most 1 MiB, following no link. Raises OSError."""
+    """Return the content of a file, at most 1 MiB, unless it is a symbolic link. Raises OSError."""
     number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(number, "rb") as file:
         return file.read(_MOST_BYTES)
 
 
 def _write(path: Path, content: object) -> None:
-    """Put content into a private file, whole or not at all, following no link."""
+    """Write content to a private file, whole or not at all, without following a symbolic link; log a failure."""
     new = path.with_suffix(".new")
     try:
         number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
