@@ -49,10 +49,10 @@ def _daemon(arguments: argparse.Namespace) -> int:
             _log.warning(warning)
         return EX_CONFIG
     from envoy2emon import inverters, stream
-    from envoy2emon.systemd import AlreadyRuns, be_the_only, state_directory
+    from envoy2emon.systemd import AlreadyRuns, claim, state_directory
 
     try:
-        be_the_only(arguments.command, state_directory(os.environ))
+        claim(arguments.command, state_directory(os.environ))
     except AlreadyRuns as trouble:
         _log.error("%s", trouble)
         return EX_CONFIG

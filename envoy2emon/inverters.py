@@ -73,11 +73,11 @@ class Poller:
         self._skipped: set[str] = set()
         self._clock_said = False
 
-    def run(self, turned: Callable[[], None]) -> None:
+    def run(self, alive: Callable[[], None]) -> None:
         """Poll once a period, from start to start; each bad or slow answer doubles the period, up to a limit."""
         period = self._interval
         while True:
-            turned()
+            alive()
             started = time.monotonic()
             least = self._poll()
             took = time.monotonic() - started

@@ -56,7 +56,7 @@ def run(settings: Settings, environ: Mapping[str, str]) -> int:
         delivery.save()
         return stream.status(reader) + tokens.status()
 
-    status = daemon.run(stream.take, stream.look, tick)
+    status = daemon.run(stream.take, stream.idle, tick)
     stream.close()
     delivery.finish(thread)
     return status
@@ -89,7 +89,7 @@ class Stream:
         """Handle an arrival; a reading that may be the first of a burst waits for the rest of the burst."""
         self._append(self._bursts.take(arrival))
 
-    def look(self) -> float | None:
+    def idle(self) -> float | None:
         """Append the readings that have waited long enough; return the seconds until the next call, if any."""
         now = time.monotonic()
         self._append(self._bursts.release(now))
@@ -106,12 +106,12 @@ class Stream:
         if self._latest is None:
             text = "no reading yet"
         else:
-            told = [
+            parts = [
                 f"{sum(powers):.0f} W {word}"
                 for name, word in (("production", "generating"), ("total-consumption", "consuming"))
                 if (powers := [phase["p"] for phase in self._latest.sections.get(name, {}).values() if "p" in phase])
             ]
-            text = f"{', '.join(told) or 'reading'}; last reading {duration(time.monotonic() - self._latest.at)} ago"
+            text = f"{', '.join(parts) or 'reading'}; last reading {duration(time.monotonic() - self._latest.at)} ago"
         text += f"; {self._delivery.status()}"
         text += reader.outage.status()
         if reader.bad:

@@ -43,7 +43,7 @@ def state_directory(environ: Mapping[str, str]) -> Path | None:
     return Path(home) / ".local/state/envoy2emon" if home else None
 
 
-def be_the_only(name: str, state: Path | None) -> int | None:
+def claim(name: str, state: Path | None) -> int | None:
     """Hold this daemon's lock in the state directory until the process ends. Raises AlreadyRuns.
 
     If it was started by hand as root, the process switches to the user that owns the directory, because the service
@@ -55,7 +55,7 @@ def be_the_only(name: str, state: Path | None) -> int | None:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Opened before root switches user, because that user may not pass /var/lib/private outside the service.
         place = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        _become(os.fstat(place))
+        _run_as_owner(os.fstat(place))
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(f"{name}.lock", flags, 0o600, dir_fd=place)
         os.close(place)
@@ -75,7 +75,7 @@ def be_the_only(name: str, state: Path | None) -> int | None:
     return lock
 
 
-def _become(owner: os.stat_result) -> None:
+def _run_as_owner(owner: os.stat_result) -> None:
     if os.geteuid() == 0 and owner.st_uid:
         os.setgroups([])
         os.setgid(owner.st_gid)
@@ -89,7 +89,7 @@ class Daemon(Generic[T]):
         # None means stop. An Event would not do: a signal handler may not set one, but SimpleQueue.put is reentrant.
         self.inbox: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._clock = clock
-        self._turned: dict[str, tuple[float, float]] = {}
+        self._last_turn: dict[str, tuple[float, float]] = {}
         self._died = False
         self._stuck: list[str] = []
         address = environ.get("NOTIFY_SOCKET", "")
@@ -116,32 +116,32 @@ class Daemon(Generic[T]):
         If a worker raises, its traceback is logged and the process ends.
         """
 
-        def turned() -> None:
-            self._turned[name] = (self._clock(), patience)
+        def alive() -> None:
+            self._last_turn[name] = (self._clock(), patience)
 
         def run() -> None:
             try:
-                work(turned)
+                work(alive)
             except BaseException:  # noqa: BLE001 - whatever it is, it is logged with its traceback
                 _log.critical("the %s thread died", name, exc_info=True)
                 self._died = True
                 self.inbox.put(None)
 
-        turned()
+        alive()
         thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
         return thread
 
-    def run(self, take: Callable[[T], None], look: Callable[[], float | None], tick: Callable[[], str]) -> int:
+    def run(self, take: Callable[[T], None], idle: Callable[[], float | None], tick: Callable[[], str]) -> int:
         """Serve until SIGTERM or SIGINT and return 0, or until a worker dies and return 1.
 
-        take: called with each item in the inbox. look: called when the inbox is empty; returns the seconds until the
+        take: called with each item in the inbox. idle: called when the inbox is empty; returns the seconds until the
         next call, None for no limit. tick: called every TICK_S or more often; returns words for STATUS=.
         """
         self._notify("READY=1")
         while True:
-            # Empty the inbox before look(): if this thread is late, the rest of a burst may already be there.
-            wanted = look() if self.inbox.empty() else 0.0
+            # Empty the inbox before idle(): if this thread is late, the rest of a burst may already be there.
+            wanted = idle() if self.inbox.empty() else 0.0
             now = self._clock()
             if now >= self._next_tick:
                 self._report(tick())
@@ -163,7 +163,7 @@ class Daemon(Generic[T]):
 
     def _report(self, status: str) -> None:
         now = self._clock()
-        stuck = [name for name, (at, patience) in self._turned.items() if now - at > TURN_WITHIN_S + patience]
+        stuck = [name for name, (at, patience) in self._last_turn.items() if now - at > TURN_WITHIN_S + patience]
         if stuck and stuck != self._stuck:
             _log.error("the %s thread is stuck: systemd will restart the daemon", " and ".join(stuck))
         self._stuck = stuck

@@ -109,7 +109,7 @@ def session(url: str, pin: str | None = None, *, trust: bool = False, cookies: b
 
 
 def body(response: requests.Response, most: int = MOST_BYTES) -> str:
-    """Return the body of a response to a request with stream=True; call it within in_words().
+    """Return the body of a response to a request with stream=True; call it within raising_failed().
 
     The connection is kept for the next request if the body is read to its end. Raises Failed for a body of more than
     `most` bytes.
@@ -125,7 +125,7 @@ def body(response: requests.Response, most: int = MOST_BYTES) -> str:
 
 
 @contextmanager
-def in_words(seconds: float = 0.0) -> Iterator[None]:
+def raising_failed(seconds: float = 0.0) -> Iterator[None]:
     """Turn any exception of a request into Failed; if too slow, its text names `seconds`, the longest wait."""
     try:
         yield
@@ -143,7 +143,7 @@ def fingerprint(url: str) -> str:
     """Return the SHA-256, in hex, of the certificate that the server of an https URL presents. Raises Failed."""
     parts = urlsplit(url)
     with (
-        in_words(),
+        raising_failed(),
         socket.create_connection((parts.hostname or "", parts.port or 443), CONNECT_S) as plain,
         _any_certificate().wrap_socket(plain, server_hostname=parts.hostname) as encrypted,
     ):

@@ -63,16 +63,16 @@ class Verdict:
 
 
 def judge(
-    told: Sequence[tuple[float, Hashable]], rows: Sequence[AppliedRow], arrivals: Sequence[Arrival], diary: Diary
+    sent: Sequence[tuple[float, Hashable]], rows: Sequence[AppliedRow], arrivals: Sequence[Arrival], diary: Diary
 ) -> Verdict:
     """Judge what was sent to a daemon by what arrived.
 
-    told: when each item was sent, and its identity; it may be sent several times. rows: those of the arrivals, in the
+    sent: when each item was sent, and its identity; it may be sent several times. rows: those of the arrivals, in the
     same order.
     """
     first: dict[Hashable, float] = {}
     last: dict[Hashable, float] = {}
-    for at, identity in told:
+    for at, identity in sent:
         first.setdefault(identity, at)
         last[identity] = at
     begun: dict[Hashable, Arrival] = {}
@@ -97,12 +97,12 @@ def judge(
                 return kill
         return None
 
-    owed = {identity for at, identity in told if diary.well(at)}
+    owed = {identity for at, identity in sent if diary.well(at)}
     verdict.owed = len(owed)
     missing = owed - begun.keys()
-    lost = {identity for at, identity in told if identity in missing and diary.well(at) and killed(at) is None}
+    lost = {identity for at, identity in sent if identity in missing and diary.well(at) and killed(at) is None}
     verdict.lost, verdict.lost_to_kills = len(lost), len(missing - lost)
-    ages = [(killed(at) or at) - at for at, identity in told if identity in missing - lost and diary.well(at)]
+    ages = [(killed(at) or at) - at for at, identity in sent if identity in missing - lost and diary.well(at)]
     verdict.kill_cost_s = math.ceil(max(ages, default=0))
     return verdict
 

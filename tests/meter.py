@@ -76,6 +76,6 @@ def restart(one: Daemon, envoy: SimulatedEnvoy, *, kill: bool = False) -> None:
     envoy.wait_for_stream()
 
 
-def held(one: Daemon, count: int) -> None:
+def wait_for_waiting_rows(one: Daemon, count: int) -> None:
     """Wait until the daemon's status reports this many waiting rows."""
     one.wait_for_notify(rf"^STATUS=.*\b{count} rows? waiting", 15)

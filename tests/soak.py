@@ -162,10 +162,10 @@ class Soak:
                 self.complaints.append(f"a report of {row.time} arrived as {row.inputs}")
         polls = [request.at for request in self.gateway.requests if (request.path, request.status) == (INVERTERS, 200)]
         # A report published just before a poll may or may not be in its answer.
-        told = [(at, item) for at in polls for item in self._published(at - 0.05) & self._published(at)]
+        sent = [(at, item) for at in polls for item in self._published(at - 0.05) & self._published(at)]
         verdicts = {
             "stream": judge(self.sent, events, _arrivals(events), self.diaries["stream"]),
-            "inverters": judge(told, reports, _arrivals(reports), self.diaries["inverters"]),
+            "inverters": judge(sent, reports, _arrivals(reports), self.diaries["inverters"]),
         }
         to_wall = time.time() - time.monotonic()
         true = {number: at + to_wall for at, number in self.sent if self.diaries["stream"].well(at)}

@@ -199,7 +199,7 @@ def test_bytes_are_bounded_whatever_the_digits(path: Path, monkeypatch: pytest.M
     assert drained(backlog)[-1].date == int(EPOCH + time.now)
 
 
-def test_a_disk_in_trouble_is_said_once_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_in_trouble_is_logged_once_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While the disk fails, rows wait in memory; the failure is logged once, and so is its end."""
     caplog.set_level(logging.INFO)
     (tmp_path / "state").write_text("a file where the directory should be")

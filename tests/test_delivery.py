@@ -199,9 +199,9 @@ def test_a_stop_in_doubt_leaves_it_to_the_next_run(site: Site) -> None:
     site.emoncms.failures.append(Failure(5, later=True))
     site.delivery.attempt()
     posts = len(site.emoncms.posts)
-    ended = Thread(target=posts.__class__)
-    ended.start()
-    site.delivery.finish(ended)
+    finished = Thread(target=lambda: None)
+    finished.start()
+    site.delivery.finish(finished)
     site.delivery.run(lambda: None)
     assert len(site.emoncms.posts) == posts
     site.restart()

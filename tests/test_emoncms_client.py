@@ -153,11 +153,11 @@ def test_what_an_answer_means(
 def test_a_key_that_may_not_write_is_told(emoncms: StandInEmonCMS) -> None:
     """The read key gets an empty answer; asking whether a key may write leaves no input behind."""
     writer = EmonCMS(emoncms.url, Secret(emoncms.key), NODE)
-    writer.post_nothing()
+    writer.check_key()
     emoncms.account.plain_errors = True
-    writer.post_nothing()
+    writer.check_key()
     with pytest.raises(Unavailable, match="is EMONCMS_APIKEY the write key"):
-        EmonCMS(emoncms.url, Secret(emoncms.read_key), NODE).post_nothing()
+        EmonCMS(emoncms.url, Secret(emoncms.read_key), NODE).check_key()
     assert emoncms.account.nodes == {}
     writer.close()
 

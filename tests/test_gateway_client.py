@@ -406,7 +406,7 @@ def test_a_refused_token_is_replaced(
     envoy: SimulatedEnvoy, enlighten: Enlighten, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fetched token that the gateway refuses is replaced, at most once in ten minutes."""
-    monkeypatch.setattr(client, "CHECK_AGAIN_S", 0.0)
+    monkeypatch.setattr(client, "NO_NEW_LOGIN_S", 0.0)
     envoy.upgrade("D8.3.6086")
     now = [time.time()]
     known = settings_of(ENVOY_HOST=envoy.host, **enlighten.settings())
@@ -522,7 +522,6 @@ def test_the_stream_is_closed(envoy: SimulatedEnvoy) -> None:
 # --- Whatever else may answer
 
 OK = b"HTTP/1.1 200 OK\r\n"
-LONG = "does not answer within 0.5 s|does not answer within 0 s|does not answer in time"
 ANSWERS: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "closed the connection"),
     "garbage": (b"\x00\xff\xfe\r\n\r\n", "answers with something that is not HTTP"),

@@ -126,7 +126,7 @@ def test_inverters_that_never_reported(daemon: StartDaemon, envoy: SimulatedEnvo
     emoncms.wait_for(lambda: len(emoncms.rows) == 12)
 
 
-def test_a_gateways_clock_that_is_off_is_said(
+def test_a_gateways_clock_that_is_off_is_logged(
     daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS
 ) -> None:
     """The gateway's clock dates the inverters' reports: if it is more than an hour off, one WARNING says so."""

@@ -105,7 +105,7 @@ def ask(page: Live) -> Iterator[Ask]:
         yield connect
 
 
-def full(ask: Ask) -> list[Client]:
+def fill_all_places(ask: Ask) -> list[Client]:
     """Connect as many viewers as there are places, one after the other."""
     viewers = [ask("/events") for _ in range(live_http.MAX_VIEWERS)]
     for viewer in viewers:
@@ -323,7 +323,7 @@ def test_slow_request(page: Live, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_cap(page: Live, ask: Ask) -> None:
     """The 33rd viewer gets 503 with a sentence, for the page too; a place that becomes free can be taken."""
-    viewers = full(ask)
+    viewers = fill_all_places(ask)
     for path in ("/events", "/"):
         head, _, body = ask(path).to_end().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
@@ -343,7 +343,7 @@ def test_idle_connections_lock_nobody_out(page: Live, ask: Ask) -> None:
     """Connections that ask for nothing take at most 16 places per address, and disturb no viewer."""
     viewer = ask("/events")
     viewer.event("history")
-    idle = [ask(b"") for _ in range(live.MAX_ASKING_EACH)]
+    idle = [ask(b"") for _ in range(live.MAX_REQUESTING_EACH)]
     for _ in range(64):
         one_more = ask(b"")
         one_more.socket.settimeout(live.REQUEST_S / 2)  # it is dropped at once, not after REQUEST_S
@@ -398,7 +398,7 @@ def test_slow_reader(page: Live, ask: Ask) -> None:
 def test_show_is_prompt(page: Live, ask: Ask) -> None:
     """With 32 viewers, half of whom do not read, show() stays fast, one thread serves all, and memory is bounded."""
     threads = threading.active_count()
-    viewers = full(ask)
+    viewers = fill_all_places(ask)
     readers = viewers[::2]
     for n in range(900):
         page.show(reading(NOW + n, "6540", "4426"))

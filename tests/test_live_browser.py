@@ -447,7 +447,7 @@ def test_it_connects_again(wall: Wall) -> None:
     assert wall("return window.opened") == 3
 
 
-def test_who_cannot_see_is_told(wall: Wall) -> None:
+def test_accessibility(wall: Wall) -> None:
     """For screen readers there are a heading, a main landmark, a name for the graph, and a status; zoom is allowed."""
     assert wall("return document.querySelectorAll('h1').length") == 1
     for selector in ("[role=main]", "canvas[role=img][aria-label]", "#notice[role=status]"):

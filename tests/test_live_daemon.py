@@ -29,7 +29,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def paced(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, count: int) -> list[float]:
+def post_latencies(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, count: int) -> list[float]:
     """Send readings, forty a second, and return how long each took to EmonCMS, in s, sorted."""
     pace, took, before = Event(), [], len(emoncms.rows)
     for number in range(1, count + 1):
@@ -99,14 +99,16 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def besieged(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, port: int) -> list[float]:
+def latencies_under_bad_requests(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS, port: int) -> list[float]:
     """Send every kind of bad request to the page at this port; return how long readings took meanwhile, in s."""
     with contextlib.ExitStack() as stack:
         for number, kind in enumerate(("many", "malformed", "slow", "drip", "endless"), 2):
             nuisance = program(NUISANCE, port, kind, f"127.0.0.{number}")
             stack.callback(stack.enter_context(nuisance).kill)
-        paced(envoy, emoncms, 1)  # the first reading after a silence is held for a moment, as it may begin a burst
-        return paced(envoy, emoncms, 60)
+        post_latencies(
+            envoy, emoncms, 1
+        )  # the first reading after a silence is held for a moment, as it may begin a burst
+        return post_latencies(envoy, emoncms, 60)
 
 
 def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
@@ -126,12 +128,14 @@ def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: 
             stack.enter_context(watch(port))
         stack.callback(stack.enter_context(program(ELSEWHERE, other_port)).kill)
         while len(ratios) < 5 and min(ratios, default=2.0) >= 2:
-            elsewhere = besieged(envoy, emoncms, other_port)
+            elsewhere = latencies_under_bad_requests(envoy, emoncms, other_port)
             before, began = processor_seconds(stream.process.pid), time.monotonic()
-            here = besieged(envoy, emoncms, port) + besieged(envoy, emoncms, port)
+            here = latencies_under_bad_requests(envoy, emoncms, port) + latencies_under_bad_requests(
+                envoy, emoncms, port
+            )
             share = (processor_seconds(stream.process.pid) - before) / (time.monotonic() - began)
             drain(port)
-            elsewhere += besieged(envoy, emoncms, other_port)
+            elsewhere += latencies_under_bad_requests(envoy, emoncms, other_port)
             without, disturbed = (sorted(took)[len(took) * 99 // 100] for took in (elsewhere, here))
             ratios.append(disturbed / without)
             print(f"p99 {without * 1e3:.1f} ms without, {disturbed * 1e3:.1f} ms with; {share:.0%} of a processor")

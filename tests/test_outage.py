@@ -41,7 +41,7 @@ def test_waits_double(clock: Time) -> None:
     assert outage(clock, 1.0).fails("away") == pytest.approx(1.2)
 
 
-def test_who_refuses_us_is_asked_every_five_minutes(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_retried_every_five_minutes(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
     """A trouble that only the owner can end is logged once, as an ERROR, and tried again every five minutes."""
     one = outage(clock)
     assert [one.refused("wrong key") for _ in range(3)] == [REFUSED_WAIT_S] * 3
@@ -70,7 +70,7 @@ def test_another_kind_of_trouble_is_news(clock: Time, caplog: pytest.LogCaptureF
     assert caplog.messages == ["EmonCMS: 502", "EmonCMS: wrong key"]
 
 
-def test_flapping_is_said_once(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+def test_flapping_is_logged_once(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
     """A trouble that comes and goes within a minute for the same reason does not fill the journal."""
     one = outage(clock)
     for _ in range(20):
@@ -84,7 +84,7 @@ def test_flapping_is_said_once(clock: Time, caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.messages) == 3
 
 
-def test_what_begins_like_flapping_and_stays_is_said(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_begins_like_flapping_and_stays_is_logged(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
     """An outage that began like flapping is logged once it lasts a minute, and so is its end."""
     one = outage(clock)
     one.fails("closed the connection")
@@ -99,7 +99,7 @@ def test_what_begins_like_flapping_and_stays_is_said(clock: Time, caplog: pytest
     assert caplog.messages == [lost, "EmonCMS: back after 41 s", lost, "EmonCMS: back after 50 min"]
 
 
-def test_who_was_told_of_a_loss_is_told_of_its_end(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_logged_outage_has_a_logged_end(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
     """Two outages for different reasons within a minute are four lines, because each end is logged too."""
     one = outage(clock)
     for reason in ("502", "refused"):

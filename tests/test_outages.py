@@ -13,7 +13,7 @@ from tests.daemons import Daemon, altered
 from tests.emoncms import FAULTS
 from tests.faultproxy import FaultProxy
 from tests.ledger import kwh_error
-from tests.meter import AWAY, NUMBER, QUICK, Meter, held, restart, stream
+from tests.meter import AWAY, NUMBER, QUICK, Meter, restart, stream, wait_for_waiting_rows
 
 MIB = 1024 * 1024
 # The timeouts for EmonCMS allow for a busy Raspberry Pi; these tests shorten them.
@@ -100,7 +100,7 @@ def test_a_bad_row_is_dropped_alone(daemon: StartDaemon, envoy: SimulatedEnvoy, 
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(20)
-    held(one, 20)
+    wait_for_waiting_rows(one, 20)
     meter.emoncms.fault = None
     meter.emoncms.wait_for(lambda: meter.arrived()[-1:] == [20], 20)
     assert set(meter.arrived()) == set(range(1, 21)) - {7}

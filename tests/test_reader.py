@@ -302,7 +302,7 @@ def follow() -> Iterator[Callable[[SimulatedEnvoy], SimpleQueue[Arrival | None]]
     """Return a function that starts a reader of a gateway and returns its inbox; waits are a tenth as long."""
     ended, threads = Event(), list[Thread]()
 
-    def turned() -> None:
+    def alive() -> None:
         if ended.is_set():
             raise _End
 
@@ -313,7 +313,7 @@ def follow() -> Iterator[Callable[[SimulatedEnvoy], SimpleQueue[Arrival | None]]
 
         def run() -> None:
             with suppress(_End):
-                reader.run(turned)
+                reader.run(alive)
 
         threads.append(Thread(target=run, daemon=True))
         threads[-1].start()

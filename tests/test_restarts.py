@@ -14,7 +14,7 @@ from tests.clocks import Clocks
 from tests.conftest import StartDaemon, until
 from tests.daemons import altered
 from tests.ledger import kwh_error
-from tests.meter import AWAY, QUICK, Meter, held, restart, stream
+from tests.meter import AWAY, QUICK, Meter, restart, stream, wait_for_waiting_rows
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def test_sigterm_loses_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, meter
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(40)
-    held(one, 40)
+    wait_for_waiting_rows(one, 40)
     for _ in range(2):
         restart(one, envoy)
         assert (one.state / "stream.sqlite").exists()
         one.wait_for_line(r"INFO \d+ rows of an earlier run waiting to be delivered")
         meter.send(10)
-        held(one, len(meter.sent))
+        wait_for_waiting_rows(one, len(meter.sent))
     meter.emoncms.fault = None
     meter.all_arrived()
     assert one.terminate()[0] == 0
@@ -55,12 +55,12 @@ def test_sigterm_loses_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, meter
 
 
 def test_the_last_reading_before_sigterm_is_posted(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """At SIGTERM, rows that wait for EMONCMS_INTERVAL_S are posted at once, and a burst that is held is released."""
+    """At SIGTERM, rows that wait for EMONCMS_INTERVAL_S are posted at once, and a held burst is released."""
     one = stream(daemon, envoy, EMONCMS_INTERVAL_S=3600)
     meter.send(1)
     meter.wait_for(1)
     meter.send(20)
-    held(one, 20)
+    wait_for_waiting_rows(one, 20)
     requests = meter.emoncms.requests
     envoy.emit_raw("".join(f"data: {meter.event()}\n\n" for _ in range(3)).encode())
     code, took = one.terminate()
@@ -77,7 +77,7 @@ def test_a_post_under_way_at_the_end_is_asked_for(
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(30)
-    held(one, 30)
+    wait_for_waiting_rows(one, 30)
     restart(one, envoy)
     meter.emoncms.fail_next(fault)
     meter.emoncms.fault = None
@@ -94,10 +94,10 @@ def test_a_kill_costs_at_most_a_minute(daemon: StartDaemon, envoy: SimulatedEnvo
     meter.emoncms.fault = AWAY
     one = stream(daemon, envoy)
     meter.send(30)
-    held(one, 30)
+    wait_for_waiting_rows(one, 30)
     restart(one, envoy)
     meter.send(10)
-    held(one, 40)
+    wait_for_waiting_rows(one, 40)
     restart(one, envoy, kill=True)
     meter.emoncms.fault = None
     meter.send(5)
@@ -119,10 +119,10 @@ def test_the_computers_clock_may_jump(
     meter.wait_for(6)
     meter.emoncms.fault = AWAY
     meter.send(5)
-    held(one, 5)
+    wait_for_waiting_rows(one, 5)
     clocks.jump(-2 * jump)
     restart(one, envoy)
-    held(one, 5)
+    wait_for_waiting_rows(one, 5)
     meter.emoncms.fault = None
     meter.send(3)
     meter.all_arrived()
@@ -146,9 +146,9 @@ def test_reports_keep_their_dates(daemon: StartDaemon, envoy: SimulatedEnvoy, em
     publish(now - 900)
     emoncms.fault = AWAY
     one = daemon("inverters", QUICK, INVERTERS_INTERVAL_S=1)
-    held(one, 3)
+    wait_for_waiting_rows(one, 3)
     publish(now - 600)
-    held(one, 6)
+    wait_for_waiting_rows(one, 6)
     assert one.terminate()[0] == 0
     one.start()
     emoncms.fault = None
@@ -163,7 +163,7 @@ def test_reports_keep_their_dates(daemon: StartDaemon, envoy: SimulatedEnvoy, em
         assert dates == sorted(dates)
 
 
-def test_a_disk_that_takes_nothing_is_said_once(
+def test_a_disk_that_takes_nothing_is_logged_once(
     daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, small_disk: Callable[[str], Path]
 ) -> None:
     """On a full disk the daemon keeps rows in memory, logs that once, and delivers all of them."""

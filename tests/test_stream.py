@@ -167,7 +167,7 @@ def test_first_lines(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandI
     ]
 
 
-def test_what_is_not_posted_is_said_once(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
+def test_what_is_not_posted_is_logged_once(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
     """A section that the gateway sends is logged once, at INFO, if STREAM_SECTIONS lacks it; else it becomes inputs."""
     battery = THREE_PHASE_EVENT.replace('"production"', '"storage":{"ph-a":{"p":-2580.0}},"production"', 1)
     stream = daemon("stream", STREAM_SECTIONS="prod,storage", STREAM_KEYS="wNow")

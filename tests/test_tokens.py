@@ -174,7 +174,7 @@ def test_both_at_once(enlighten: Enlighten, tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     assert enlighten.asked.wait(10)
-    assert Tokens(account(enlighten), tmp_path).met(SERIAL) == ""
+    assert Tokens(account(enlighten), tmp_path).swap_serial(SERIAL) == ""
     enlighten.release.set()
     for thread in threads:
         thread.join()
@@ -196,7 +196,7 @@ def test_trouble_lasts(enlighten: Enlighten, tmp_path: Path) -> None:
     assert other.token(SERIAL).text == enlighten.tokens[0]
 
 
-def test_who_was_killed_while_asking(enlighten: Enlighten, tmp_path: Path) -> None:
+def test_a_daemon_killed_during_a_login(enlighten: Enlighten, tmp_path: Path) -> None:
     """A daemon that was killed before it saved Enphase's answer delays the next login by ten minutes at most."""
     kept = {"token": "", "login_at": time.time() - 70, "trouble": "Enphase was asked and has not answered"}
     (tmp_path / "token.json").write_text(json.dumps(kept))
@@ -275,11 +275,11 @@ def test_other_gateway(enlighten: Enlighten, tmp_path: Path) -> None:
     wall = Wall()
     tokens = Tokens(account(enlighten), tmp_path, wall)
     tokens.token("122199999999")
-    assert tokens.met("122199999999") == ""
+    assert tokens.swap_serial("122199999999") == ""
     wall.now += LOGIN_EVERY_S
     assert tokens.token(SERIAL).serial == SERIAL
-    assert Tokens(account(enlighten), tmp_path).met(SERIAL) == "122199999999"
-    assert tokens.met(SERIAL) == SERIAL
+    assert Tokens(account(enlighten), tmp_path).swap_serial(SERIAL) == "122199999999"
+    assert tokens.swap_serial(SERIAL) == SERIAL
     assert len(enlighten.logins) == 2
 
 
@@ -318,12 +318,12 @@ def test_what_is_no_plain_file_is_left_alone(
     assert (target.read_text(), target.stat().st_mtime_ns) == (before[0], before[1].st_mtime_ns)
 
 
-def test_who_only_reads_writes_nothing(enlighten: Enlighten, tmp_path: Path) -> None:
+def test_readonly_writes_nothing(enlighten: Enlighten, tmp_path: Path) -> None:
     """`check` uses the daemons' token, respects their ten minutes between logins, and writes nothing."""
     state = tmp_path / "state"
     reading = Tokens(account(enlighten), state, readonly=True)
     assert reading.token(SERIAL) == reading.token(SERIAL)
-    assert reading.met(SERIAL) == ""
+    assert reading.swap_serial(SERIAL) == ""
     assert not state.exists()
     kept = Tokens(account(enlighten), state).token(SERIAL)
     content = (state / "token.json").read_bytes()

@@ -149,7 +149,7 @@ def _live(listen: str) -> Verdict:
     url = f"http://{host}:{port}/"
     cure = "the daemon envoy2emon serves it; sudo systemctl status envoy2emon says why it does not"
     try:
-        with web.session(url) as session, web.in_words(_TOOL_TIMEOUT_S):
+        with web.session(url) as session, web.raising_failed(_TOOL_TIMEOUT_S):
             page = web.body(session.get(url, timeout=_TOOL_TIMEOUT_S, stream=True))
     except web.Failed as failed:
         return warn("live", f"LIVE_LISTEN is {listen}, but there is no page, because {url} {failed}: {cure}")

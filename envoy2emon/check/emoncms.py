@@ -60,7 +60,7 @@ def _account(settings: Settings, version: str, found: Found) -> Iterator[Verdict
     url, key, pin = settings.emoncms_url, settings.emoncms_apikey, settings.emoncms_cert_sha256
     with (
         closing(EmonCMS(url, key, settings.emoncms_node, pin)) as emoncms,
-        closing(EmonCMS(url, key, settings.emoncms_inverters_node, pin)) as beside,
+        closing(EmonCMS(url, key, settings.emoncms_inverters_node, pin)) as theirs,
     ):
         try:
             verdict = _key(emoncms, key, pin)
@@ -70,7 +70,7 @@ def _account(settings: Settings, version: str, found: Found) -> Iterator[Verdict
             if emoncms.clock.ahead is not None:
                 found.emoncms_ahead = emoncms.clock.ahead + time.monotonic() - time.time()
             if verdict.word == "ok":
-                yield _arriving(settings, emoncms.shown(), beside.shown(), found)
+                yield _arriving(settings, emoncms.shown(), theirs.shown(), found)
                 yield from _full(_nodes(url, key, pin), {settings.emoncms_node, settings.emoncms_inverters_node})
         except Unauthorized as trouble:
             yield fail("key", f"{trouble}, found in EmonCMS under Setup, My Account")
@@ -129,7 +129,7 @@ def _certificate(url: str, pin: str | None) -> str:
 
 def _redirected(url: str, pin: str | None) -> str:
     """Return what to set if the server redirects to https, else ""."""
-    with suppress(web.Failed), web.session(url, pin) as session, web.in_words():
+    with suppress(web.Failed), web.session(url, pin) as session, web.raising_failed():
         with session.get(f"{url}/version", timeout=_TIMEOUT_S, stream=True, allow_redirects=False) as response:
             target = response.headers.get("Location", "") if response.is_redirect else ""
         base = urljoin(f"{url}/version", target).removesuffix("/version")
@@ -146,7 +146,7 @@ def _redirected(url: str, pin: str | None) -> str:
 def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
     """Report whether the key may write. Raises Unauthorized, Unavailable."""
     try:
-        emoncms.post_nothing()
+        emoncms.check_key()
     except Unavailable as trouble:
         if "answers nothing" not in str(trouble):
             raise
@@ -164,7 +164,7 @@ def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
 
 def _nodes(url: str, key: Secret, pin: str | None) -> set[str] | None:
     """Return the names of all nodes, None without a valid answer. The key is sent in a form, which no proxy drops."""
-    with suppress(web.Failed), web.session(url, pin) as session, web.in_words():
+    with suppress(web.Failed), web.session(url, pin) as session, web.raising_failed():
         response = session.post(
             f"{url}/input/get", {"apikey": key.value}, timeout=_TIMEOUT_S, stream=True, allow_redirects=False
         )
@@ -187,20 +187,20 @@ def _full(nodes: set[str] | None, ours: set[str]) -> Iterator[Verdict]:
 def _arriving(settings: Settings, meters: Mapping[str, int], inverters: Mapping[str, int], found: Found) -> Verdict:
     """Report what has arrived in both nodes, and warn of a daemon whose rows are overdue."""
     now = time.time() + (found.emoncms_ahead or 0.0)
-    told, idle = [], []
+    parts, idle = [], []
     if found.meters is not False:
         count, newest = _ours(_METERS, meters)
-        told.append(_told(count, settings.emoncms_node, now - newest if newest else None))
+        parts.append(_count_and_age(count, settings.emoncms_node, now - newest if newest else None))
         if now - newest > STALE_S + float(settings.emoncms_interval_s):
             idle.append("envoy2emon")
     if found.newest_report != 0:
         count, newest = _ours(_INVERTERS, inverters)
-        told.append(_told(count, settings.emoncms_inverters_node, now - newest if newest else None))
+        parts.append(_count_and_age(count, settings.emoncms_inverters_node, now - newest if newest else None))
         # The gateway dates the reports, so the gateway's newest report must have arrived.
         due = now - LONGER_THAN_A_NIGHT_S if found.newest_report is None else found.newest_report
         if newest < due - STALE_S - float(settings.inverters_interval_s):
             idle.append("envoy2emon_inv")
-    text = "; ".join(told) or "none are expected, because this gateway has neither meters nor inverters"
+    text = "; ".join(parts) or "none are expected, because this gateway has neither meters nor inverters"
     return (
         warn("inputs", f"{text}. Is it running? sudo systemctl status {' '.join(idle)}") if idle else ok("inputs", text)
     )
@@ -212,7 +212,7 @@ def _ours(names: re.Pattern[str], shown: Mapping[str, int]) -> tuple[int, int]:
     return len(dates), max(dates, default=0)
 
 
-def _told(count: int, node: str, age: float | None) -> str:
+def _count_and_age(count: int, node: str, age: float | None) -> str:
     if not count:
         return f"none from envoy2emon in node {node} yet"
     return f"{count} in node {node}, " + (

@@ -102,14 +102,14 @@ def _ways(host: str) -> Iterator[Verdict]:
     yield ok("name", f"{name} is {addresses}" if addresses != name else f"{name} is an address")
     ports = {place.port or {"https": 443, "http": 80}[place.scheme]: place for place in places}
     states = {port: _state(name, port) for port in ports}
-    told = ", ".join(f"{port} {state}" for port, state in states.items())
+    text = ", ".join(f"{port} {state}" for port, state in states.items())
     if "is open" in states.values():
-        yield ok("ports", told)
+        yield ok("ports", text)
         return
     cure = "is the gateway on and in this network, and is ENVOY_HOST its address?"
     if len(ports) == 1:
         cure += " Without http:// and port in ENVOY_HOST 443 and 80 are tried: firmware 8.3 has closed 80"
-    yield fail("ports", f"{told}: {cure}")
+    yield fail("ports", f"{text}: {cure}")
 
 
 def _state(name: str, port: int) -> str:

@@ -53,9 +53,9 @@ def posted(reading: MeterReading, meters: Sequence[Meter], settings: Settings) -
         off.add("total-consumption")  # the gateway computes it from both
     names = [name for name, section in SECTION_NAMES.items() if section in reading.sections.keys() - off]
     if more := [name for name in names if name not in sections]:
-        told = " and ".join(SECTION_NAMES[name] for name in more)
+        text = " and ".join(SECTION_NAMES[name] for name in more)
         cure = f"STREAM_SECTIONS={','.join([*sections, *more])} posts all"
-        yield ok("meters", f"the gateway also sends {told}, which you do not post: {cure}")
+        yield ok("meters", f"the gateway also sends {text}, which you do not post: {cure}")
 
 
 def _silent(reading: MeterReading, sections: Collection[str], calculated: bool) -> list[str]:  # noqa: FBT001
@@ -96,14 +96,14 @@ def inverters(reports: Sequence[InverterReport], skipped: int, ahead: float) -> 
     batteries = [report.serial for report in live if report.dev_type == AC_BATTERY]
     power = _sum(report.watts for report in live if report.dev_type != AC_BATTERY)
     first, last = (f"{duration(max(0.0, now - r.reported_at))} ago ({r.serial})" for r in (live[0], live[-1]))
-    told = f"{len(live) - len(batteries)} with {power} W; newest report {first}, oldest {last}"
+    text = f"{len(live) - len(batteries)} with {power} W; newest report {first}, oldest {last}"
     if batteries:
-        told += f"; AC batteries, posted beside them but not summed: {', '.join(batteries)}"
+        text += f"; AC batteries, posted beside them but not summed: {', '.join(batteries)}"
     if dead := len(reports) - len(live):
-        told += f"; {dead} treated as removed and not posted, because the newest report is 7 days newer than theirs"
+        text += f"; {dead} treated as removed and not posted, because the newest report is 7 days newer than theirs"
     if now - newest > LONGER_THAN_A_NIGHT_S:
-        return warn("inverters", f"{told}{rest}. The gateway has heard from none of them since: look in Enphase's app")
-    return ok("inverters", told + rest)
+        return warn("inverters", f"{text}{rest}. The gateway has heard from none of them since: look in Enphase's app")
+    return ok("inverters", text + rest)
 
 
 def _sum(numbers: Iterator[Decimal] | Collection[Decimal]) -> int:

@@ -87,11 +87,11 @@ class Backlog:
         self._changed = threading.Condition()
         now = clock()
         self._blocks = deque(Block.from_disk(saved, now) for saved in disk.load())
-        self._gone: list[int] = []  # numbers of blocks delivered or dropped, but still on disk
+        self._to_delete: list[int] = []  # numbers of blocks delivered or dropped, but still on disk
         self._loose: list[Row | Undated] = []
         self._since = now  # when the first loose row came
         self._number = max((block.number or 0 for block in self._blocks), default=0)
-        self._hurry = False
+        self._stopping = False
         self._lost, self._lost_said_at = 0, float("-inf")
 
     def __len__(self) -> int:
@@ -122,17 +122,17 @@ class Backlog:
                 self._disk.save([Saved(joined.number, joined.dates(0.0), joined.packed)])
 
     def oldest(self, patience: float) -> Block | None:
-        """Return the oldest block, waiting for a row for `patience` s at most, or until hurry(); None without one."""
+        """Return the oldest block; None if no row comes within `patience` s, or before stop_waiting()."""
         with self._changed:
-            self._changed.wait_for(lambda: self._blocks or self._loose or self._hurry, patience)
+            self._changed.wait_for(lambda: self._blocks or self._loose or self._stopping, patience)
             if self._loose and not self._blocks:
                 self._close_block()
             return self._blocks[0] if self._blocks else None
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """Make oldest() return at once, now and from now on."""
         with self._changed:
-            self._hurry = True
+            self._stopping = True
             self._changed.notify()
 
     def fix_dates(self, block: Block, date: Callable[[float], int]) -> None:
@@ -218,12 +218,12 @@ class Backlog:
 
     def _forget_on_disk(self, blocks: list[Block]) -> None:
         """Delete blocks from the disk, and those that it failed to delete before; the caller holds only _saving."""
-        self._gone += [block.number for block in blocks if block.number is not None]
-        if self._gone:
+        self._to_delete += [block.number for block in blocks if block.number is not None]
+        if self._to_delete:
             with self._changed:
                 last = not any(block.number is not None for block in self._blocks)
-            if self._disk.delete(self._gone, last=last):
-                self._gone = []
+            if self._disk.delete(self._to_delete, last=last):
+                self._to_delete = []
 
     def _say_losses(self, count: int) -> None:
         """Log how many rows were dropped: the first at once, then once an hour at most."""

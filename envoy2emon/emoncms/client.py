@@ -80,7 +80,7 @@ class EmonCMS:
         node = json.dumps(self._node, ensure_ascii=False)
         self._post("[" + ",".join([f"[{row.date},{node},{row.json()}]" for row in rows]) + "]")
 
-    def post_nothing(self) -> None:
+    def check_key(self) -> None:
         """Check that the key may write, without creating an input. Raises Unavailable, Unauthorized."""
         with suppress(Rejected):  # by a version that rejects the row, not the key
             self._post(NO_ROW)
@@ -99,7 +99,7 @@ class EmonCMS:
         try:
             return {str(name): int(each["time"] or 0) for name, each in answer.items()}
         except (AttributeError, TypeError, KeyError, ValueError, OverflowError):
-            raise self._strange(text) from None
+            raise self._unexpected(text) from None
 
     def version(self) -> str:
         """Return EmonCMS's version, such as 11.16.8, which needs no key. Raises Unavailable, Unauthorized."""
@@ -122,7 +122,7 @@ class EmonCMS:
             raise Rejected(clean(str(answer.get("message", text)), 200))
         if text.startswith("Error:"):  # versions of 2016
             raise Rejected(clean(text, 200))
-        raise self._strange(text)
+        raise self._unexpected(text)
 
     def _get(self, path: str) -> str:
         try:
@@ -136,7 +136,7 @@ class EmonCMS:
         if asked - self._answered_at > KEEP_ALIVE_S:
             self._session.close()
         try:
-            with web.in_words(ANSWER_TIMEOUT_S):
+            with web.raising_failed(ANSWER_TIMEOUT_S):
                 # Session.send would look for cookies, hooks and redirects, which takes as long as parsing an event.
                 timeout, verify = (web.CONNECT_S, ANSWER_TIMEOUT_S), bool(self._session.verify)
                 response = self._adapter.send(request, stream=True, timeout=timeout, verify=verify)
@@ -167,10 +167,10 @@ class EmonCMS:
         if status < HTTPStatus.BAD_REQUEST and (target := response.headers.get("Location")):
             return Unavailable(f"{self.url} redirects to {clean(target, 200)}: is EMONCMS_URL right?")
         if _BROKEN.search(text):
-            return self._strange(text)
+            return self._unexpected(text)
         return Unavailable(f"{self.url} answers {status} {reason}".strip())
 
-    def _strange(self, text: str) -> Unavailable:
+    def _unexpected(self, text: str) -> Unavailable:
         """Return an Unavailable that explains an answer which a working EmonCMS would not give."""
         if not text:
             cure = "is EMONCMS_APIKEY the write key, and does a proxy in front of it drop the Authorization header?"

@@ -53,13 +53,14 @@ class Delivery:
         self.interval = interval
         self._clock = clock
         self._stopping = threading.Event()
-        self._heard = self._corrected = False  # neither has happened since the start
+        self._clock_known = False  # whether EmonCMS has answered since the start
+        self._dates_corrected = False  # those on disk, since then
         self._in_doubt = len(backlog) > 0  # the oldest block may have been posted already
         self._under_way = 0  # rows that are being posted
         self._rejected: list[Row] = []  # since a row was last accepted
         self._takes_none = False
-        self._shown_row: Row | None = None  # posted again although EmonCMS shows it
-        self._shown_times = 0
+        self._crashing_row: Row | None = None  # posted again although EmonCMS shows it
+        self._crashes = 0
 
     @classmethod
     def to(cls, settings: Settings, node: str, state: Path | None, name: str) -> "Delivery":
@@ -70,10 +71,10 @@ class Delivery:
         emoncms = EmonCMS(settings.emoncms_url, settings.emoncms_apikey, node, settings.emoncms_cert_sha256)
         return cls(backlog, emoncms, float(settings.emoncms_interval_s))
 
-    def run(self, turned: Callable[[], None]) -> None:
+    def run(self, alive: Callable[[], None]) -> None:
         """Deliver until finish(), then attempt once more unless the last post is in doubt."""
         while True:
-            turned()
+            alive()
             last = self._stopping.is_set()
             if last and self._in_doubt:
                 return  # the next run asks what became of the last post
@@ -85,7 +86,7 @@ class Delivery:
     def finish(self, thread: threading.Thread) -> None:
         """Stop the delivery thread, allowing LAST_POST_S for a last post, and save the rows that still wait."""
         self._stopping.set()
-        self._backlog.hurry()
+        self._backlog.stop_waiting()
         thread.join(LAST_POST_S)
         self.save(now=True)
 
@@ -100,8 +101,8 @@ class Delivery:
     def attempt(self) -> float:
         """Try to deliver the oldest block, and return the seconds to wait before the next attempt."""
         try:
-            if not self._heard:
-                self._hear()
+            if not self._clock_known:
+                self._learn_clock()
             block = self._backlog.oldest(ALIVE_EVERY_S)
             if block is None:
                 return 0.0
@@ -128,18 +129,18 @@ class Delivery:
         waiting = len(self._backlog) - self._under_way
         return (f"{rows_in_words(waiting)} waiting" if waiting > 0 else "nothing is waiting") + self.outage.status()
 
-    def _hear(self) -> None:
+    def _learn_clock(self) -> None:
         """Make the first request, to learn EmonCMS's clock and the latest date that it shows from an earlier run."""
         shown = self._emoncms.shown()
         self._emoncms.clock.note(max(shown.values(), default=0))
-        self._heard = True
+        self._clock_known = True
         self.outage.ends()
 
     def _correct_dates(self) -> None:
         """Correct the dates on disk as soon as any answer has shown EmonCMS's clock."""
-        if not self._corrected and self._emoncms.clock.ahead is not None:
+        if not self._dates_corrected and self._emoncms.clock.ahead is not None:
             self._backlog.correct(self._emoncms.clock.ahead)
-            self._corrected = True
+            self._dates_corrected = True
 
     def _deliver(self, block: Block) -> None:
         """Post a block's rows, or only those that EmonCMS may lack. Raises Unavailable, Unauthorized, TakesNone."""
@@ -189,11 +190,11 @@ class Delivery:
         """Leave out the first row, as applied, if it was posted again MOST_REPEATED times although EmonCMS shows it."""
         first = rows[0] if rows else None
         if first is None or any(shown.get(name) != first.date for name in first.inputs):
-            self._shown_row = None
-        elif first != self._shown_row:
-            self._shown_row, self._shown_times = first, 1
-        elif self._shown_times < MOST_REPEATED:
-            self._shown_times += 1
+            self._crashing_row = None
+        elif first != self._crashing_row:
+            self._crashing_row, self._crashes = first, 1
+        elif self._crashes < MOST_REPEATED:
+            self._crashes += 1
         else:
             _log.error(
                 "EmonCMS: fails each time after this row, which it shows: going on with the next row: %s",

@@ -35,7 +35,7 @@ LONGEST_ANSWER_S = 60.0
 MOST_INFO = 64 * 1024  # a recorded one is 2 kB
 # A denial within this time of a login causes no new login, because each login opens a session, and the gateway answers
 # 503 to too many of them (VINC PR 27).
-CHECK_AGAIN_S = 300.0
+NO_NEW_LOGIN_S = 300.0
 _MOST_COOKIES = 8
 _DENIED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _log = logging.getLogger(__name__)
@@ -73,25 +73,25 @@ class Gateway:
         self._password = settings.envoy_inverters_password if inverters else settings.envoy_password
         self._urls = urls(settings.envoy_host)
         self._fingerprint = ""
-        self._info_is_new = False  # requested since the last failure
+        self._info_is_current = False  # requested since the last failure
         self._session: requests.Session | None = None  # logged in
         self._logged_in_to: Info | None = None
         self._token: Token | None = None
-        self._checked = float("-inf")  # when the gateway accepted the token, in monotonic seconds
+        self._accepted_at = float("-inf")  # when the gateway accepted the token, in monotonic seconds
 
     def identify(self) -> Info:
         """Request /info from each possible URL, the one that answered last first. Raises Lost, Refused."""
-        self._info_is_new = False
+        self._info_is_current = False
         reasons = []
         for url in sorted(self._urls, key=lambda url: self.info is None or url != self.info.url):
             try:
-                self.info = self._announced(self._info(url))
+                self.info = self._checked(self._info(url))
             except _NoName:
                 raise
             except Lost as lost:
                 reasons.append(str(lost))
             else:
-                self._info_is_new = True
+                self._info_is_current = True
                 return self.info
         raise Lost("; ".join(reasons))
 
@@ -100,7 +100,7 @@ class Gateway:
 
         patience: the longest wait for the next part of the answer, in seconds. Raises Lost, Refused, NotFound.
         """
-        with self._ask_anew_if_it_fails():
+        with self._forget_info_on_failure():
             response = self._open(path, patience)
             with _lost(response.url, patience):
                 return web.body(response)
@@ -111,19 +111,19 @@ class Gateway:
 
         Raises Refused, NotFound and Lost; Lost also when the stream ends or sends no byte for `silence` seconds.
         """
-        with self._ask_anew_if_it_fails(), self._open(_STREAM, silence) as response:
+        with self._forget_info_on_failure(), self._open(_STREAM, silence) as response:
             yield _pieces(response, silence)
 
     @contextmanager
-    def _ask_anew_if_it_fails(self) -> Iterator[None]:
+    def _forget_info_on_failure(self) -> Iterator[None]:
         """Have /info requested again after a failure, because the gateway may be another one by then."""
         try:
             yield
         except Lost:
-            self._info_is_new = False
+            self._info_is_current = False
             raise
         except Refused:
-            self._info_is_new, self._session = False, None
+            self._info_is_current, self._session = False, None
             raise
 
     def _open(self, path: str, patience: float) -> requests.Response:
@@ -132,7 +132,7 @@ class Gateway:
         response = self._get(session, login.url, path, patience)
         if response.status_code in _DENIED and not new and not self._token_just_accepted():
             response.close()
-            self._info_is_new, self._session = False, None
+            self._info_is_current, self._session = False, None
             session, login, _ = self._logged_in()
             response = self._get(session, login.url, path, patience)
         status = response.status_code
@@ -153,11 +153,11 @@ class Gateway:
 
     def _token_just_accepted(self) -> bool:
         """Return whether the token was accepted so recently that a denial is not its fault."""
-        return self._token is not None and time.monotonic() - self._checked < CHECK_AGAIN_S
+        return self._token is not None and time.monotonic() - self._accepted_at < NO_NEW_LOGIN_S
 
     def _logged_in(self) -> tuple[requests.Session, Info, bool]:
         """Log in if necessary; return the session, the gateway it is logged in to, and whether the session is new."""
-        info = self.info if self._info_is_new and self.info else self.identify()
+        info = self.info if self._info_is_current and self.info else self.identify()
         known = self._logged_in_to
         if self._session and known and known.login_key == info.login_key and not self._renewed(info):
             return self._session, known, False
@@ -167,7 +167,7 @@ class Gateway:
         session = web.session(info.url, self._settings.envoy_cert_sha256, trust=True, cookies=info.needs_token)
         if info.needs_token:
             self._token = self._present_token(session, info)
-            self._checked = time.monotonic()
+            self._accepted_at = time.monotonic()
         else:
             session.auth = _Digest(self._user, self._password_for(info))
         self._session, self._logged_in_to = session, info
@@ -216,7 +216,7 @@ class Gateway:
     def _get(self, session: requests.Session, url: str, path: str, patience: float) -> requests.Response:
         """Return an answer, its body unread. Raises Lost, Refused."""
         try:
-            with web.in_words(patience):
+            with web.raising_failed(patience):
                 response = session.get(url + path, timeout=(CONNECT_S, patience), stream=True, allow_redirects=False)
         except web.NoName as failed:
             raise _NoName(f"{urlsplit(url).netloc} cannot be resolved: is ENVOY_HOST right?") from failed
@@ -256,13 +256,13 @@ class Gateway:
         except ValueError as trouble:
             raise Lost(str(trouble)) from None
 
-    def _announced(self, info: Info) -> Info:
+    def _checked(self, info: Info) -> Info:
         """Return info, and log it if it is new. Raises Refused if it is not of the gateway that ENVOY_SERIAL names."""
         wanted = self._settings.envoy_serial
         if wanted and info.serial != wanted:
             cure = "is ENVOY_HOST right, or was the gateway replaced?"
             raise Refused(f"{info.url} is the gateway {info.serial}, but ENVOY_SERIAL is {wanted}: {cure}")
-        kept = self._tokens.met(info.serial)
+        kept = self._tokens.swap_serial(info.serial)
         before = self.info.serial if self.info else kept
         if before not in ("", info.serial):
             cure = "If that is not meant, ENVOY_SERIAL names the one to read"
@@ -297,7 +297,7 @@ class _Digest(HTTPDigestAuth):
 def _lost(where: str, patience: float) -> Iterator[None]:
     """Raise Lost for whatever goes wrong while an answer is read."""
     try:
-        with web.in_words(patience):
+        with web.raising_failed(patience):
             yield
     except web.Failed as failed:
         raise Lost(f"{where} {failed}") from failed

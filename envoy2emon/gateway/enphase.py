@@ -54,7 +54,7 @@ def _session_id(settings: Settings) -> str:
         cure = "log in with a browser to test them"
         raise NoToken(f"Enphase does not accept ENPHASE_EMAIL and ENPHASE_PASSWORD{_quoted(text)}: {cure}")
     if status != HTTPStatus.OK:
-        raise _out_of_order("login", status, text)
+        raise _unexpected_status("login", status, text)
     if answer is None:
         raise NoToken(f"Enphase's login answers with something that is not a login: {_LATER}")
     if answer.get("isBlocked"):
@@ -75,14 +75,14 @@ def _token(settings: Settings, serial: str, session_id: str) -> str:
     if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_ACCEPTABLE):
         cure = f"gateway {serial} is not registered to the account ENPHASE_EMAIL, or its user may not have tokens"
         raise NoToken(f"Enphase's token service gives no token ({status}){_quoted(text)}: {cure}")
-    raise _out_of_order("token service", status, text)
+    raise _unexpected_status("token service", status, text)
 
 
 def _ask(url: str, service: str, **body: Any) -> tuple[int, str]:  # noqa: ANN401
     """Post to a service; return the status and text of its answer. Raises NoToken."""
     cure = "does this computer have Internet access?"
     try:
-        with web.session(url) as session, web.in_words(_ANSWER_S):
+        with web.session(url) as session, web.raising_failed(_ANSWER_S):
             timeout = (_CONNECT_S, _ANSWER_S)
             response = session.post(url, timeout=timeout, stream=True, allow_redirects=False, **body)
             cure = _LATER
@@ -91,7 +91,7 @@ def _ask(url: str, service: str, **body: Any) -> tuple[int, str]:  # noqa: ANN40
         raise NoToken(f"Enphase's {service} {failed}: {cure}") from None
 
 
-def _out_of_order(service: str, status: int, text: str) -> NoToken:
+def _unexpected_status(service: str, status: int, text: str) -> NoToken:
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return NoToken(f"Enphase's {service} was asked too often (429){_quoted(text)}: {_LATER}")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -56,7 +56,7 @@ def read_info(url: str, text: str) -> Info:
     def find(name: str) -> str:
         return (info.findtext(name) or "").strip()
 
-    serial, told = find("device/sn"), find("time")
+    serial, epoch = find("device/sn"), find("time")
     if not re.fullmatch(r"\w{1,20}", serial, re.ASCII):
         raise ValueError(f"{url}/info tells no serial number: is ENVOY_HOST right?")
     firmware = clean(find("device/software"), 40) or "?"
@@ -64,5 +64,5 @@ def read_info(url: str, text: str) -> Info:
     needs_token = find("web-tokens") == "true"
     if needs_token and not url.startswith("https"):
         raise ValueError(f"{url}, firmware {firmware}, needs a token, which is only sent over https")
-    ahead = int(told) - time.time() if re.fullmatch(r"\d{1,11}", told, re.ASCII) else None
+    ahead = int(epoch) - time.time() if re.fullmatch(r"\d{1,11}", epoch, re.ASCII) else None
     return Info(url, serial, firmware, needs_token, find("device/imeter") == "true", ahead)

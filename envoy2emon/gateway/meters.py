@@ -39,8 +39,8 @@ class Meter:
         """Return the meter and its state in words: "production, 3 phases, on"."""
         if not self.enabled:
             return f"{self.kind}, off"
-        told = f"{self.kind}, {self.phases} phase{'s' * (self.phases != 1)}, on"
-        return "".join([told, *(f", {trouble}" for trouble in self.troubles())])
+        text = f"{self.kind}, {self.phases} phase{'s' * (self.phases != 1)}, on"
+        return "".join([text, *(f", {trouble}" for trouble in self.troubles())])
 
     def troubles(self) -> list[str]:
         """Return in words what the gateway finds wrong with it."""
@@ -76,21 +76,21 @@ def advice(
     STREAM_NET is calculated.
     """
     on = {meter.kind for meter in meters if meter.enabled}
-    told = []
+    found = []
     if meters and (trouble := _consumption(on, sections, reading, net_calculated=net_calculated)):
-        told.append(trouble)
+        found.append(trouble)
     if reading and "cons" in sections and total_is_net(reading):
-        told.append(
+        found.append(
             "the gateway sends the same watts as consumption and as net although the panels produce, a fault of its "
             f"firmware (D8.3.5433): consumption is short by all of the production. Set {_setting(sections, {'cons'})}"
         )
     for meter in meters:
         name = next(name for name, kind in SECTION_NAMES.items() if kind == meter.kind)
         if name in sections and not meter.enabled and name not in ("prod", "cons", "net"):
-            told.append(f"the meter for {meter.kind} is off: {_CTS} If there are none: {_setting(sections, {name})}")
+            found.append(f"the meter for {meter.kind} is off: {_CTS} If there are none: {_setting(sections, {name})}")
         if meter.enabled and meter.kind in (SECTION_NAMES[each] for each in sections):
-            told += [f"the meter for {meter.kind}: {trouble}" for trouble in meter.troubles()]
-    return told
+            found += [f"the meter for {meter.kind}: {trouble}" for trouble in meter.troubles()]
+    return found
 
 
 def total_is_net(reading: MeterReading) -> bool:

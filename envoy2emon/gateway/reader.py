@@ -62,17 +62,17 @@ class Reader:
         self._source = settings.stream_source
         self._reports_until = float("inf") if self._source == "reports" else float("-inf")
         self._created = 0  # createdAt of the reports that were taken last
-        self._meters_told = False
+        self._meters_logged = False
 
-    def run(self, turned: Callable[[], None]) -> None:
+    def run(self, alive: Callable[[], None]) -> None:
         """Follow the stream or the reports for ever, whichever the gateway and STREAM_SOURCE allow."""
         while True:
-            turned()
+            alive()
             try:
                 if self._clock() < self._reports_until:
-                    self._follow_reports(turned)
+                    self._follow_reports(alive)
                 else:
-                    self._follow_stream(turned)
+                    self._follow_stream(alive)
             except _NoMeters as trouble:
                 self.outage.fails(str(trouble))  # not as ERROR: the owner may have chosen such a gateway
                 self._back_to_stream()
@@ -87,14 +87,14 @@ class Reader:
         if self._source == "auto":  # another firmware may open the stream
             self._reports_until = float("-inf")
 
-    def _follow_stream(self, turned: Callable[[], None]) -> None:
+    def _follow_stream(self, alive: Callable[[], None]) -> None:
         decoder = Decoder()
         try:
             with self._gateway.stream(self._silence) as stream:
                 opened = last = self._clock()
                 self._inbox.put(Arrival(opened))
                 for data in stream:
-                    turned()
+                    alive()
                     now = self._clock()
                     events = decoder.feed(data)
                     if readings := [reading for text in events if (reading := self._parsed(parse_event, text, now))]:
@@ -116,11 +116,11 @@ class Reader:
         _log.log(level, "gateway: %s; its meter reports are read in place of the stream", trouble)
         self._reports_until = self._clock() + STREAM_AGAIN_S
 
-    def _follow_reports(self, turned: Callable[[], None]) -> None:
+    def _follow_reports(self, alive: Callable[[], None]) -> None:
         opened = last = due = self._clock()
         first = True
         while self._clock() < self._reports_until:
-            turned()
+            alive()
             started = self._clock()
             try:
                 text = self._gateway.text(REPORTS, ANSWER_S)
@@ -157,11 +157,11 @@ class Reader:
         self.outage.ends()
         if connected_for >= STEADY_S:
             self.outage.steady()
-        if not self._meters_told:
-            self._meters_told = True
-            self._tell_meters(arrival.readings[-1])
+        if not self._meters_logged:
+            self._meters_logged = True
+            self._log_meters(arrival.readings[-1])
 
-    def _tell_meters(self, reading: MeterReading) -> None:
+    def _log_meters(self, reading: MeterReading) -> None:
         """Log which meters there are, and what is wrong with the sections that are posted."""
         try:
             meters = parse_meters(self._gateway.text(METERS, _METERS_ANSWER_S))

@@ -95,7 +95,7 @@ def parse_reports(text: str, at: float) -> tuple[int, MeterReading]:
                 for phase, line in phases
                 if isinstance(line, dict)
             }
-            created = max(created, _whole(report.get("createdAt")) or 0)
+            created = max(created, _positive(report.get("createdAt")) or 0)
     reading = MeterReading(at, _known_sections(sections))
     if not created:
         raise BadReading("reports without createdAt")
@@ -117,13 +117,13 @@ def parse_inverters(text: str) -> tuple[list[InverterReport], list[str]]:
     skipped = []
     for number, entry in enumerate(entries, 1):
         unit = entry if isinstance(entry, dict) else {}
-        serial, date = unit.get("serialNumber"), _whole(unit.get("lastReportDate"))
+        serial, date = unit.get("serialNumber"), _positive(unit.get("lastReportDate"))
         watts = _number(unit.get("lastReportWatts"))
         if not (isinstance(serial, str) and serial.isalnum() and serial.isascii() and len(serial) <= _LONGEST_SERIAL):
             skipped.append(f"entry {number}")
         elif date and watts is not None:
             if serial not in reports or reports[serial].reported_at < date:
-                most, kind = _number(unit.get("maxReportWatts")), _whole(unit.get("devType"))
+                most, kind = _number(unit.get("maxReportWatts")), _positive(unit.get("devType"))
                 reports[serial] = InverterReport(serial, date, watts, most, kind)
         else:
             skipped.append(f"inverter {serial}")
@@ -184,6 +184,6 @@ def _number(value: Any) -> Decimal | None:  # noqa: ANN401
     return value if isinstance(value, Decimal) and value.adjusted() < _INFINITE else None
 
 
-def _whole(value: Any) -> int | None:  # noqa: ANN401
+def _positive(value: Any) -> int | None:  # noqa: ANN401
     number = _number(value)
     return int(number) if number is not None and 0 < number < 2**33 else None

@@ -116,11 +116,11 @@ class Tokens:
         """Note that the gateway does not accept this token."""
         self._refused.add(token.text)
 
-    def met(self, serial: str) -> str:
+    def swap_serial(self, serial: str) -> str:
         """Keep the serial number of the gateway, and return the one that was kept before, "" if there was none."""
-        with self._file.held() as kept:
+        with self._file.locked() as kept:
             if kept.serial != serial:
-                self._file.keep(replace(kept, serial=serial))
+                self._file.store(replace(kept, serial=serial))
             return kept.serial
 
     def status(self) -> str:
@@ -153,33 +153,33 @@ class Tokens:
         return f"ENVOY_TOKEN expired on {token.expiry}" if expired else "the gateway refuses ENVOY_TOKEN"
 
     def _kept_or_fetched(self, serial: str) -> Token:
-        token, trouble = self._kept_or_turn(serial)
+        token, trouble = self._kept_or_claim(serial)
         if trouble is None:
-            assert token  # noqa: S101 - ensured by _kept_or_turn
+            assert token  # noqa: S101 - ensured by _kept_or_claim
             return token
         try:
             fresh = self._fresh(serial)
         except NoToken as error:
-            with self._file.held() as kept:
-                self._file.keep(replace(kept, trouble=str(error)))
+            with self._file.locked() as kept:
+                self._file.store(replace(kept, trouble=str(error)))
             if token is None:
                 raise
             level = logging.DEBUG if str(error) == trouble else logging.WARNING
             _log.log(level, "the token, good until %s, cannot be renewed: %s", token.expiry, error)
             return token
-        with self._file.held() as kept:
-            self._file.keep(replace(kept, token=fresh.text, trouble=""))
+        with self._file.locked() as kept:
+            self._file.store(replace(kept, token=fresh.text, trouble=""))
         _log.info("a token was fetched from Enphase, good until %s", fresh.expiry)
         return fresh
 
-    def _kept_or_turn(self, serial: str) -> tuple[Token | None, str | None]:
+    def _kept_or_claim(self, serial: str) -> tuple[Token | None, str | None]:
         """Return the kept token and None; if we are to ask Enphase now, the old token, if any, and the last trouble.
 
         The file is not locked while Enphase is asked. Meanwhile the other daemon uses the old token or, without one,
         waits. Raises NoToken if there is no usable token and Enphase was asked less than LOGIN_EVERY_S ago.
         """
         while True:
-            with self._file.held() as kept:
+            with self._file.locked() as kept:
                 token, now = self._usable(kept.token, serial), self._wall()
                 since = abs(now - kept.login_at)  # the clock may have been set back meanwhile
                 if token and (now < token.renew_at or since < LOGIN_EVERY_S):
@@ -187,7 +187,7 @@ class Tokens:
                 if since >= LOGIN_EVERY_S:
                     # Written first, so that a daemon that is killed while asking does not ask again after its restart.
                     # The token stays: the gateway may have refused it only for a moment, or the clock may be ahead.
-                    self._file.keep(replace(kept, login_at=now, trouble=_ASKING))
+                    self._file.store(replace(kept, login_at=now, trouble=_ASKING))
                     return token, kept.trouble
             if kept.trouble != _ASKING or since > LONGEST_S + 5:
                 trouble = kept.trouble or "the gateway refuses the token that Enphase gave"
@@ -234,36 +234,36 @@ class _File:
         self._state = state
         self._readonly = readonly
         self._kept = _Kept()
-        self._number: int | None = None
+        self._descriptor: int | None = None
         self._unwritten = False  # the file is older than what is in memory
 
     @contextmanager
-    def held(self) -> Iterator[_Kept]:
+    def locked(self) -> Iterator[_Kept]:
         """Lock the file, unless readonly, so that the other daemon waits, and yield what is kept."""
         with ExitStack() as stack:
             try:
-                number = self._open()
-                stack.callback(os.close, number)  # this releases the lock too
+                descriptor = self._open()
+                stack.callback(os.close, descriptor)  # this releases the lock too
                 if not self._readonly:
-                    fcntl.flock(number, fcntl.LOCK_EX)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if not self._unwritten:
-                    self._kept = _parse(os.pread(number, _MOST_FILE, 0)) or self._kept
-                self._number = number
+                    self._kept = _parse(os.pread(descriptor, _MOST_FILE, 0)) or self._kept
+                self._descriptor = descriptor
             except OSError as error:
                 _log.debug("the token is kept in memory only: %s", error)
             try:
                 yield self._kept
             finally:
-                self._number = None
+                self._descriptor = None
 
-    def keep(self, kept: _Kept) -> None:
-        """Replace what is kept; to be called within held()."""
+    def store(self, kept: _Kept) -> None:
+        """Replace what is kept; to be called within locked()."""
         self._kept = kept
         self._unwritten = True
-        if self._number is not None and not self._readonly:
+        if self._descriptor is not None and not self._readonly:
             try:
-                os.ftruncate(self._number, 0)
-                os.pwrite(self._number, json.dumps(asdict(kept)).encode(), 0)
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, json.dumps(asdict(kept)).encode(), 0)
                 self._unwritten = False
             except OSError as error:
                 _log.debug("the token is kept in memory only: %s", error)
@@ -277,11 +277,11 @@ class _File:
             if os.geteuid() == 0 and self._state.stat().st_uid != 0:
                 raise PermissionError("root writes nothing into another user's directory")
         flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        number = os.open(self._state / "token.json", flags, 0o600)
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            os.close(number)
+        descriptor = os.open(self._state / "token.json", flags, 0o600)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
             raise FileExistsError("token.json is not a plain file")
-        return number
+        return descriptor
 
 
 def _parse(content: bytes) -> _Kept | None:

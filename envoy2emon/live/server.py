@@ -25,7 +25,7 @@ from envoy2emon.live.today import TodayFile, load_history, save_history
 NOISE_W = 10
 HISTORY_S = 900
 # Connections that do not watch, in all and from one address. A process has 1024 descriptors; the backlog needs some.
-MAX_ASKING, MAX_ASKING_EACH = 64, 16
+MAX_REQUESTING, MAX_REQUESTING_EACH = 64, 16
 # Seconds from one accepted connection to the next, so that a flood of them takes little of the daemon's processor time.
 BETWEEN_S = 0.02
 TRY_AGAIN_S = 60.0
@@ -89,7 +89,7 @@ class Live:
         self._read_at = float("-inf")
         self._latest = b""
         self._patience = STALE_S
-        self._asking: Counter[str] = Counter()
+        self._requesting: Counter[str] = Counter()
         self._viewers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()  # because the loop keeps only weak references
 
@@ -142,7 +142,7 @@ class Live:
             self._open()
         with self._listener:
             self._listener.setblocking(False)  # noqa: FBT003 - it takes no keyword arguments
-            self._keep(self._accept(self._listener))
+            self._spawn(self._accept(self._listener))
             while not await self._stopped_within(HEARTBEAT_S):
                 self._send(b": no news\n\n" + self._alive())
 
@@ -158,10 +158,10 @@ class Live:
             with suppress(OSError):  # the client has gone, or the process has no descriptors left
                 client, _ = await self._loop.sock_accept(listener)
                 reader, writer = await asyncio.open_connection(sock=client, limit=MAX_REQUEST)
-                self._keep(self._connected(reader, writer))
+                self._spawn(self._connected(reader, writer))
             await asyncio.sleep(BETWEEN_S)
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -177,7 +177,8 @@ class Live:
         self._history.append((second, watts["p"], watts["c"]))
         burst = min(int(self._clock()) - second, LONGEST_BURST_S)
         self._patience = max(self._patience, STALE_S + 2 * burst)
-        # The event of the contract. Its id is the reading's second, so that the page draws a burst as it was measured.
+        # Other people's pages read this event, so its name and data never change. Its id is the reading's second, so
+        # that the page draws a burst as it was measured.
         self._latest = b"id: %d\n" % second + _event("solar_data", watts)
         self._send(self._latest if self._today is before else self._alive() + self._latest)
 
@@ -211,9 +212,9 @@ class Live:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address = str((writer.get_extra_info("peername") or ("",))[0])
-        self._asking[address] += 1
+        self._requesting[address] += 1
         try:
-            if self._asking[address] <= MAX_ASKING_EACH and self._asking.total() <= MAX_ASKING:
+            if self._requesting[address] <= MAX_REQUESTING_EACH and self._requesting.total() <= MAX_REQUESTING:
                 await self._answer(reader, writer, address)
         except OSError:
             pass  # gone, too slow (TimeoutError is an OSError), or not a browser
@@ -221,7 +222,7 @@ class Live:
             if writer in self._viewers:
                 self._viewers.discard(writer)
             else:
-                self._no_longer_asks(address)
+                self._stops_requesting(address)
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
@@ -232,7 +233,7 @@ class Live:
             if events_follow:
                 writer.write(self._first_events())
                 self._viewers.add(writer)
-                self._no_longer_asks(address)
+                self._stops_requesting(address)
                 limit.reschedule(None)
             else:
                 writer.write_eof()
@@ -241,10 +242,10 @@ class Live:
                 if not await reader.read(MAX_REQUEST):
                     break
 
-    def _no_longer_asks(self, address: str) -> None:
-        self._asking[address] -= 1
-        if not self._asking[address]:
-            del self._asking[address]
+    def _stops_requesting(self, address: str) -> None:
+        self._requesting[address] -= 1
+        if not self._requesting[address]:
+            del self._requesting[address]
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:

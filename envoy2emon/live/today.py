@@ -118,8 +118,8 @@ def _midnight(day: str) -> float:
 
 def _read(path: Path) -> bytes:
     """Return the content of a file, at most 1 MiB, unless it is a symbolic link. Raises OSError."""
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(number, "rb") as file:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
         return file.read(_MOST_BYTES)
 
 
@@ -127,8 +127,8 @@ def _write(path: Path, content: object) -> None:
     """Write content to a private file, whole or not at all, without following a symbolic link; log a failure."""
     new = path.with_suffix(".new")
     try:
-        number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(number, "w", encoding="ascii") as file:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
             json.dump(content, file)
         new.replace(path)
     except OSError as error:
