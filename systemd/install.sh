@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs envoy2emon from this checkout; run again, it upgrades. Needs root, systemd, Python 3.11 and, to install, the network.
+# Installs envoy2emon from this checkout, or upgrades it. Needs root, systemd, Python 3.11 and, to install, the network.
 #   sudo systemd/install.sh                install or upgrade
 #   sudo systemd/install.sh --uninstall    remove all but the settings, the backlog, the token and the logs
-#   sudo systemd/install.sh --purge        remove these too
+#   sudo systemd/install.sh --purge        remove those too
 set -eu
 
 checkout=$(cd "$(dirname "$0")/.." && pwd)
@@ -10,8 +10,8 @@ program=/opt/envoy2emon
 command=/usr/local/bin/envoy2emon
 units=/etc/systemd/system
 settings=/etc/envoy2emon/.env
-# Debian's own: another one may lie in a home, which the units cannot see. Always with -I, because root must not run a module
-# that lies in the folder from which this was called.
+# Debian's own: another may be in a home directory, which the units cannot see. Always with -I, because root must not run a
+# module that happens to be in the current folder.
 python=/usr/bin/python3
 names='envoy2emon envoy2emon_inv'
 
@@ -31,7 +31,7 @@ check_python() {
         stop "$("$python" --version) is too old: 3.11 or newer is needed, so Raspberry Pi OS bookworm or newer"
 }
 
-add_venv() { # Debian keeps ensurepip, which a virtual environment needs, in a package of its own
+add_venv() { # Debian has ensurepip, which a virtual environment needs, in a separate package
     "$python" -I -c 'import ensurepip' 2>/dev/null && return
     command -v apt-get >/dev/null || stop "Python's ensurepip is missing: install your system's package for python3-venv"
     echo "Installing python3-venv"
@@ -41,7 +41,7 @@ add_venv() { # Debian keeps ensurepip, which a virtual environment needs, in a p
         stop "python3-venv cannot be installed: is there a network? Nothing else was changed"
 }
 
-build() { # beside the running program, which stays as it is until the new one is whole
+build() { # beside the running program, which stays as it is until the new one is complete
     trap 'rm -rf "$program.new"' EXIT
     trap 'exit 130' INT TERM HUP
     rm -rf "$program.new"
@@ -51,7 +51,7 @@ build() { # beside the running program, which stays as it is until the new one i
             --constraint "$checkout/systemd/constraints.txt" "$checkout"; }; then
         stop "the Python packages cannot be installed: is there a network? What was installed before is unchanged"
     fi
-    # The scripts name the folder that they were made in.
+    # The scripts hold the path of the folder in which they were made.
     grep -lI envoy2emon.new "$program.new"/bin/* | xargs sed -i 's/envoy2emon\.new/envoy2emon/g'
 }
 
@@ -76,18 +76,18 @@ END
         install -m 0644 "$checkout/systemd/$name.service" "$units/"
     done
     systemctl daemon-reload
-    # An upgrade leaves a unit disabled that its owner has disabled.
+    # An upgrade does not enable a unit that its owner has disabled.
     # shellcheck disable=SC2086 # none, one or two names
     [ -z "$new_units" ] || systemctl enable --quiet $new_units
 }
 
-say_stopped() { # which daemons do not run, and how to start them
+say_stopped() { # which daemons are not running, and how to start them
     stopped=
     for name in $names; do systemctl is-active --quiet "$name" || stopped="$stopped $name"; done
     [ -z "$stopped" ] || echo "Not running:$stopped. To start: sudo systemctl restart$stopped"
 }
 
-known_names() { # the settings that a file names, also in a comment
+known_names() { # the settings that a file names, in comments too
     sed -n 's/^#\{0,1\} *\([A-Z][A-Z0-9_]*\)=.*/\1/p' "$1"
 }
 
@@ -135,7 +135,7 @@ purge() {
     for name in $names; do rm -rf "$units/$name.service.d"; done
 }
 
-umask 022 # the daemons' user reads what root puts here
+umask 022 # the daemons' user has to read what root puts here
 case ${1-} in
     '')
         check_machine
