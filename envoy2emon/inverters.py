@@ -107,7 +107,7 @@ class Poller:
 
     def _say_skipped(self, skipped: Sequence[str]) -> None:
         if news := sorted(set(skipped) - self._skipped):
-            _log.warning("gateway: skipped without serial number, date or watts: %s", ", ".join(news))
+            _log.warning("gateway: not posted, for lack of a serial number, date or watts: %s", ", ".join(news))
             self._skipped.update(news)
 
     def _say_clock(self) -> None:

@@ -67,7 +67,11 @@ def setup(environ: Mapping[str, str], level: str = "INFO", file: Path | None = N
         try:
             root.addHandler(_file_handler(file))
         except OSError as error:
-            root.warning("LOG_FILE %s cannot be written (%s): logging goes to stderr only", file, error.strerror)
+            root.warning(
+                "LOG_FILE %s cannot be written (%s), so nothing is logged there: set one below /var/log/envoy2emon",
+                file,
+                error.strerror,
+            )
 
 
 def _file_handler(file: Path) -> logging.Handler:

@@ -169,7 +169,7 @@ def setting(default: str | None, read: Callable[[str], Any]) -> Any:  # noqa: AN
 
 _USER = _text(".+", "a user name")
 _PASSWORD = _secret(".+", "a password")
-_NODE = _text(r"[\w. -]+", "letters, digits, space, '_', '-' and '.': EmonCMS deletes all else")
+_NODE = _text(r"[\w. -]+", "letters, digits, space, '_', '-' and '.': EmonCMS removes all other characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ def _unknown(names: set[str]) -> Iterator[str]:
         near = difflib.get_close_matches(name.upper(), _BY_NAME, 1, 0.8)
         if near or name.upper().startswith(PREFIXES):
             hint = difflib.get_close_matches(name.upper(), _BY_NAME, 1, 0)[0]
-            yield f"{name} is not a setting of envoy2emon and is ignored: is {hint} meant?"
+            yield f"{name} is not a setting of envoy2emon and is ignored: did you mean {hint}?"
 
 
 def _missing(file: "_File", given: Mapping[str, str]) -> dict[str, str]:
@@ -301,7 +301,7 @@ def _left_out(file: "_File", given: Mapping[str, str]) -> Iterator[str]:
     logins = () if any(given[name] for name in _LOGINS) else _LOGINS
     for name in ("EMONCMS_URL", "ENVOY_HOST", *logins):
         if not given[name] and (cure := file.uncomment(name)):
-            yield f"{name} is not set: {cure} if you mean it"
+            yield f"{name} is not set: {cure} if you meant to set it"
 
 
 def _emoncms_org(settings: Settings, shown: Path) -> dict[str, str]:
@@ -387,7 +387,7 @@ class _File:
                 self.problems.append(f"{self.shown}, line {line}: {_why_wrong(raw)}")
         elif name:
             if self.texts.get(name, text) != text:
-                self.warnings.append(f"{name} is in {self.shown} more than once: line {line} counts")
+                self.warnings.append(f"{name} is in {self.shown} more than once: line {line} is used")
             self.texts[name] = text
             self._lines[name] = line
             value = raw.partition("=")[2]

@@ -66,7 +66,9 @@ def claim(name: str, state: Path | None) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         process = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
-        raise AlreadyRuns(f"another envoy2emon {name} (pid {clean(process)}) uses {state}") from None
+        raise AlreadyRuns(
+            f"another envoy2emon {name} (pid {clean(process)}) uses {state}: stop that one first"
+        ) from None
     try:
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)

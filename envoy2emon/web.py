@@ -35,7 +35,7 @@ _SLOW, _TLS = "does not answer in time", "does not speak TLS as it should"
 _NO_HTTP = "answers with something that is not HTTP"
 _NO_NAME = "has a name that cannot be resolved"
 _UNTRUSTED = "has a certificate that this computer does not trust"
-_OTHER = "has a certificate other than the one that is set"
+_OTHER = "has a certificate other than the one set in .env (CERT_SHA256)"
 # The first entry that matches one of an error's causes supplies the words.
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     (

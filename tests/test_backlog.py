@@ -164,7 +164,7 @@ def test_hours_are_hours(path: Path, caplog: pytest.LogCaptureFixture) -> None:
         backlog.save(EPOCH)
     assert len(backlog) == 100
     assert [record.getMessage() for record in caplog.records] == [
-        "the backlog is full: its oldest 5000 rows are lost (BACKLOG_HOURS)"
+        "the backlog is full (BACKLOG_HOURS, or its size): its oldest 5000 rows are lost. Is EmonCMS down?"
     ]
     assert 100 - SAVE_AFTER_S / 5 <= len(made(path, time, hours=1)) <= 100
 

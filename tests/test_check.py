@@ -185,7 +185,7 @@ def test_owner_without_stream(check: Check, gateway7: SimulatedEnvoy) -> None:
     """An owner's token that may not read the stream is ok, with the days left: the meter reports are read instead."""
     answers = check(**at(gateway7))
     answers.say("ok", "login", "token is accepted", "364 d 23 h left")
-    answers.say("ok", "stream", "D7.6.175 does not open /stream/meter to this token (401)", "reports")
+    answers.say("ok", "stream", "D7.6.175 refuses /stream/meter to this token (401)", "reports")
     answers.say("ok", "reading", "from the meter reports: production 147 W (ph-a 55, ph-b 50, ph-c 42)")
     answers.say("ok", "inverters", "12 with")
     assert sum(request.path == "/auth/check_jwt" for request in gateway7.requests) == 1
@@ -360,9 +360,9 @@ def test_inverters(check: Check, envoy: SimulatedEnvoy) -> None:
     check().say("warn", "inverters", "12 with", "newest report 2 d 0 h ago", "heard from none of them")
     dead = [{**unit, "serialNumber": f"9{unit['serialNumber']}"[:12]} for unit in aged(30 * 86_400)]
     envoy.inverters = [*units, *dead, {**units[0], "serialNumber": "122099990000", "lastReportDate": 0}]
-    check().say("ok", "inverters", "12 with", "12 treated as removed", "1 without serial number, date or watts")
+    check().say("ok", "inverters", "12 with", "12 treated as removed", "1 not posted, for lack of a serial")
     envoy.inverters = [{**unit, "lastReportDate": 0} for unit in units]
-    check().say("warn", "inverters", "none of them has ever reported", "12 without serial number, date or watts")
+    check().say("warn", "inverters", "none of them has ever reported", "12 not posted, for lack of a serial")
     envoy.inverters = "<html>"
     check().say("FAIL", "inverters", "an HTML page", "check again")
 

@@ -96,7 +96,7 @@ def test_keys(check: Check, emoncms: StandInEmonCMS) -> None:
 def test_version_that_is_not_told(check: Check, emoncms: StandInEmonCMS, monkeypatch: pytest.MonkeyPatch) -> None:
     """An EmonCMS without a version is known by its answer to the key; a router's login page is not mistaken for it."""
     emoncms.fault = Answers(401, "Unauthorized")
-    check().say("FAIL", "EmonCMS", "asks for a password of its web server (401)")
+    check().say("FAIL", "EmonCMS", "asks for a password (401)")
     emoncms.fault = None
     answer, page = emoncms.answer, Answer(200, "<html>Log in</html>")
     monkeypatch.setattr(emoncms, "answer", lambda path, *rest: page if "version" in path else answer(path, *rest))
@@ -131,7 +131,7 @@ def test_proxy_with_its_own_certificate(check: Check, certificate: Certificate) 
         check(EMONCMS_URL=proxy.url).say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}", "self-signed", pin)
         check(EMONCMS_URL=secure.url).say("FAIL", "EmonCMS", "does not trust", "self-signed", f"set {pin}")
         answers = check(EMONCMS_URL=secure.url, EMONCMS_CERT_SHA256="0" * 64)
-        answers.say("FAIL", "EmonCMS", "a certificate other than the one that is set", "renewed", pin)
+        answers.say("FAIL", "EmonCMS", "a certificate other than the one set", "renewed", pin)
         answers = check(EMONCMS_URL=secure.url, EMONCMS_CERT_SHA256=certificate.sha256)
         answers.say("ok", "key")
         answers = check(EMONCMS_URL=proxy.url, EMONCMS_CERT_SHA256=certificate.sha256)

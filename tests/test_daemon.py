@@ -255,7 +255,7 @@ def test_a_second_daemon_of_a_kind_ends(daemon: StartDaemon, tmp_path: Path, com
     second.environment |= shared
     with second:
         assert second.wait() == 78
-        line = f"ERROR another envoy2emon {command} \\(pid {first.process.pid}\\) uses {tmp_path / 'shared'}$"
+        line = f"ERROR another envoy2emon {command} \\(pid {first.process.pid}\\) uses {tmp_path / 'shared'}: stop that"
         second.wait_for_line(line)
     other = daemon({"stream": "inverters", "inverters": "stream"}[command], environment=shared)
     other.wait_for_notify("READY=1")

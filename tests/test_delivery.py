@@ -248,7 +248,7 @@ def test_a_row_that_kills_php_blocks_nothing(site: Site, caplog: pytest.LogCaptu
     waits = site.deliver()
     assert len(waits) == MOST_REPEATED + 2
     assert site.arrived == [row for row in dates(1001, 5) if row[1] != 3]
-    assert "going on with the next row" in caplog.text
+    assert "which is skipped" in caplog.text
 
 
 def test_waits_double_and_begin_anew(site: Site) -> None:

@@ -64,17 +64,17 @@ BROWSER = "log in with a browser to test"
             '{"isBlocked":true,"message":"x"}',
             "Enphase has blocked the account ENPHASE_EMAIL: log in with a browser",
         ),
-        (200, PAGE, "Enphase's login answers with something that is not a login: it is tried again later"),
+        (200, PAGE, "Enphase's login answers with something that is not a login: envoy2emon will try again later"),
         (200, "[" * 100_000, "Enphase's login answers with something that is not a login"),
         (
             200,
             '{"message":"\\ud800\\u001b[31m' + "x" * 999 + '"}',
             "Enphase's login gives no session, and says \"??[31mx",
         ),
-        (429, "", "Enphase's login was asked too often (429): it is tried again later"),
-        (503, PAGE, "Enphase's login is overloaded or under maintenance (503): it is tried again later"),
-        (302, "", "Enphase's login answers 302: it is tried again later"),
-        (200, " " * 1_100_000, "Enphase's login answers without end: it is tried again later"),
+        (429, "", "Enphase's login was asked too often (429): envoy2emon will try again later"),
+        (503, PAGE, "Enphase's login is overloaded or under maintenance (503): envoy2emon will try again later"),
+        (302, "", "Enphase's login answers 302: envoy2emon will try again later"),
+        (200, " " * 1_100_000, "Enphase's login answers without end: envoy2emon will try again later"),
     ],
     ids=lambda each: str(each)[:30],
 )
@@ -94,9 +94,17 @@ NOT_YOURS = f"gateway {SERIAL} is not registered to the account ENPHASE_EMAIL, o
     [
         (403, PAGE, f"Enphase's token service gives no token (403): {NOT_YOURS}"),
         (406, '{"message":"no"}', f'Enphase\'s token service gives no token (406), and says "no": {NOT_YOURS}'),
-        (401, "Unauthorized", 'Enphase\'s token service answers 401, and says "Unauthorized": it is tried again later'),
-        (429, "slow down", 'Enphase\'s token service was asked too often (429), and says "slow down": it is tried'),
-        (500, PAGE, "Enphase's token service is overloaded or under maintenance (500): it is tried again later"),
+        (
+            401,
+            "Unauthorized",
+            'Enphase\'s token service answers 401, and says "Unauthorized": envoy2emon will try again later',
+        ),
+        (429, "slow down", 'Enphase\'s token service was asked too often (429), and says "slow down": envoy2emon will'),
+        (
+            500,
+            PAGE,
+            "Enphase's token service is overloaded or under maintenance (500): envoy2emon will try again later",
+        ),
     ],
 )
 def test_token_service(enlighten: Enlighten, status: int, text: str, words: str) -> None:

@@ -117,11 +117,11 @@ BOMB = (
         ("<!DOCTYPE html><html/>", NOT_A_GATEWAY),
         (BOMB, NOT_A_GATEWAY),
         ("<a>" * 20_000, NOT_A_GATEWAY),
-        ("<a>" * 9000 + "</a>" * 9000, "/info tells no serial number"),
+        ("<a>" * 9000 + "</a>" * 9000, "/info gives no serial number"),
         ("", NOT_A_GATEWAY),
-        ("<envoy_info/>", "/info tells no serial number: is ENVOY_HOST right?"),
+        ("<envoy_info/>", "/info gives no serial number: is ENVOY_HOST right?"),
         ("<envoy_info><device><sn>12\x1b[31m</sn></device></envoy_info>", NOT_A_GATEWAY),
-        ("<envoy_info><device><sn>" + "1" * 99 + "</sn></device></envoy_info>", "/info tells no serial number"),
+        ("<envoy_info><device><sn>" + "1" * 99 + "</sn></device></envoy_info>", "/info gives no serial number"),
         (" " * 70_000, "/info answers without end"),
     ],
     ids=lambda text: text[:25],
@@ -362,7 +362,7 @@ def test_no_token_over_plain_http(envoy: SimulatedEnvoy) -> None:
     """A gateway that wants a token over plain http does not get it, even if https fails."""
     envoy.info = site = INFO.decode().replace("</envoy_info>", "<web-tokens>true</web-tokens></envoy_info>")
     assert envoy.firmware in site
-    with pytest.raises(Lost, match="needs a token, which is only sent over https"):
+    with pytest.raises(Lost, match="needs a token, which is sent over https only: leave http:// out"):
         client_of(envoy, ENVOY_TOKEN=token_for(envoy)).text(REPORTS)
     assert {request.path for request in envoy.requests} == {"/info"}
 
@@ -445,7 +445,7 @@ def test_not_found(envoy: SimulatedEnvoy, status: int) -> None:
     envoy.upgrade("D8.3.6086")
     envoy.answers[STREAM] = Answer(status)
     one = client_of(envoy, ENVOY_TOKEN=token_for(envoy))
-    with pytest.raises(NotFound, match=rf"answers 404|does not open /stream/meter to this token .{status}."):
+    with pytest.raises(NotFound, match=rf"answers 404|refuses /stream/meter to this token .{status}."):
         opens(one)
     assert asked(envoy) == [("/info", 200), (CHECK, 200), (STREAM, status)]
     assert json.loads(one.text(REPORTS)) == envoy.reports

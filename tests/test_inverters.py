@@ -109,7 +109,7 @@ def test_skipped_dead_and_batteries(daemon: StartDaemon, envoy: SimulatedEnvoy, 
     process.wait_for_notify(rf"STATUS=51 inverters, {watts} W; newest report 400 d \d+ h ago")
     process.terminate()
     assert posted(emoncms) == expected(units)
-    (warning,) = [line for line in process.lines if "WARNING gateway: skipped" in line]
+    (warning,) = [line for line in process.lines if "WARNING gateway: not posted" in line]
     assert warning.endswith("date or watts: entry 54, inverter 122000000001, inverter 122000000003")
     (dead,) = [line for line in process.lines if "treated as removed" in line]
     assert dead.endswith(": 122000000004, 122000000006")
@@ -121,7 +121,7 @@ def test_inverters_that_never_reported(daemon: StartDaemon, envoy: SimulatedEnvo
     """A list of units that have never reported posts nothing and is no failure."""
     good, envoy.inverters = envoy.inverters, [{**unit, "lastReportDate": 0} for unit in envoy.inverters]
     process = daemon("inverters", INVERTERS_INTERVAL_S=1)
-    process.wait_for_line("WARNING gateway: skipped without serial number, date or watts")
+    process.wait_for_line("WARNING gateway: not posted, for lack of a serial number, date or watts")
     envoy.inverters = good
     emoncms.wait_for(lambda: len(emoncms.rows) == 12)
 

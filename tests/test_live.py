@@ -328,7 +328,7 @@ def test_cap(page: Live, ask: Ask) -> None:
         head, _, body = ask(path).to_end().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"\r\nRetry-After: 30" in head
-        assert body == b"32 viewers are watching, and that is the most: close one, then try again.\n"
+        assert body == b"32 viewers are watching, and no more are possible: close one, then try again.\n"
     viewers[0].socket.close()
     # A reset instead of a FIN, as from a device that has lost its network and come back.
     viewers[1].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

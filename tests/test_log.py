@@ -137,7 +137,10 @@ def test_a_file_that_cannot_be_had_is_a_warning(tmp_path: Path, capfd: pytest.Ca
         log.setup({}, "INFO", file)
         logging.getLogger("x").info("on")
         warning, line = capfd.readouterr().err.splitlines()
-        assert warning.endswith(f"WARNING LOG_FILE {file} cannot be written ({reason}): logging goes to stderr only")
+        assert warning.endswith(
+            f"WARNING LOG_FILE {file} cannot be written ({reason}), so nothing is logged there: "
+            "set one below /var/log/envoy2emon"
+        )
         assert line.endswith("INFO on")
 
 

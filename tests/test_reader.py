@@ -225,7 +225,7 @@ def test_source(source: str) -> None:
     script = Script(*[MISSING, Refused("no")] * 3, reports=[MISSING, Refused("no")] * 3, STREAM_SOURCE=source)
     script.run()
     assert {page for page, _ in script.asked} == {source}
-    hint = "; STREAM_SOURCE=auto reads the meter reports instead" if source == "stream" else ""
+    hint = "; set STREAM_SOURCE=auto to read the meter reports instead" if source == "stream" else ""
     script = Script(MISSING, reports=[MISSING], STREAM_SOURCE=source)
     script.run()
     assert script.reader.outage.reason == f"answers 404{hint}"

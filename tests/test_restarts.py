@@ -55,7 +55,7 @@ def test_sigterm_loses_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, meter
 
 
 def test_the_last_reading_before_sigterm_is_posted(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
-    """At SIGTERM, rows that wait for EMONCMS_INTERVAL_S are posted at once and together, even while a burst comes in."""
+    """At SIGTERM, rows that wait for EMONCMS_INTERVAL_S are posted at once and together, whatever else comes in."""
     one = stream(daemon, envoy, EMONCMS_INTERVAL_S=3600)
     meter.send(1)
     meter.wait_for(1)

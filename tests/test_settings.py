@@ -293,7 +293,7 @@ def test_every_problem_at_once(env: Path) -> None:
         f"EMONCMS_APIKEY is not set: {NO_KEY.replace('FILE', str(env))}",
     ]
     assert caught.wrong == {"STREAM_NET", "ENVOY_TOKEN", "STREAM_TIMEOUT_S", "LOG_LEVEL", "EMONCMS_APIKEY"}
-    assert caught.warnings == ["ENVOY_HOS is not a setting of envoy2emon and is ignored: is ENVOY_HOST meant?"]
+    assert caught.warnings == ["ENVOY_HOS is not a setting of envoy2emon and is ignored: did you mean ENVOY_HOST?"]
     assert str(caught) == "; ".join(caught.problems)
 
 
@@ -309,10 +309,11 @@ LEFT = "remove the # in front of it in FILE, line"
         ("ENVOY_PASSWORD= #hunter2\n", [f"ENVOY_PASSWORD in FILE, line 1 {CUT}"]),
         ("ENVOY_PASSWORD='hunter2 #1' # mine\nENVOY_USER=me # mine\n", []),
         ("#ENVOY_HOST=192.168.1.20\n#ENVOY_PASSWORD=hunter2\n",
-         [f"ENVOY_HOST is not set: {LEFT} 1 if you mean it", f"ENVOY_PASSWORD is not set: {LEFT} 2 if you mean it"]),
+         [f"ENVOY_HOST is not set: {LEFT} 1 if you meant to set it",
+          f"ENVOY_PASSWORD is not set: {LEFT} 2 if you meant to set it"]),
         ("#ENVOY_HOST=envoy.local\n#ENVOY_PASSWORD=hunter2\nENVOY_TOKEN=a.b.c\n#STREAM_KEYS=wNow\n", []),
         ("ENVOY_USER=hunter1\nENVOY_USER=hunter2\nENVOY_SERIAL=1234567\nENVOY_SERIAL=1234567\n",
-         ["ENVOY_USER is in FILE more than once: line 2 counts"]),
+         ["ENVOY_USER is in FILE more than once: line 2 is used"]),
         ("PATH=/bin\nTZ=Europe/Berlin\nexport HOME=/\nA-B=c\nKEY='two\nlines'\n", []),
     ],
 )  # fmt: skip
@@ -333,7 +334,7 @@ def test_warnings(env: Path, text: str, expected: list[str]) -> None:
 )
 def test_an_unknown_name_is_a_warning_with_the_nearest(env: Path, name: str, meant: str) -> None:
     """An unknown name that resembles one of ours is reported with the nearest, and without its value."""
-    warning = f"{name} is not a setting of envoy2emon and is ignored: is {meant} meant?"
+    warning = f"{name} is not a setting of envoy2emon and is ignored: did you mean {meant}?"
     assert read(env, f"{name}=hunter2\n")[1] == [warning]
 
 

@@ -198,11 +198,11 @@ def test_trouble_lasts(enlighten: Enlighten, tmp_path: Path) -> None:
 
 def test_a_daemon_killed_during_a_login(enlighten: Enlighten, tmp_path: Path) -> None:
     """A daemon that was killed before it saved Enphase's answer delays the next login by ten minutes at most."""
-    kept = {"token": "", "login_at": time.time() - 70, "trouble": "Enphase was asked and has not answered"}
+    kept = {"token": "", "login_at": time.time() - 70, "trouble": "Enphase has not answered"}
     (tmp_path / "token.json").write_text(json.dumps(kept))
     wall = Wall()
     tokens = Tokens(account(enlighten), tmp_path, wall)
-    assert trouble(tokens) == "Enphase was asked and has not answered (Enphase was asked 70 s ago)"
+    assert trouble(tokens) == "Enphase has not answered (Enphase was asked 70 s ago)"
     wall.now += LOGIN_EVERY_S
     assert tokens.token(SERIAL).text == enlighten.tokens[0]
 
@@ -263,7 +263,9 @@ def test_renewal_fails(enlighten: Enlighten, tmp_path: Path, caplog: pytest.LogC
         wall.now += 60
     assert enlighten.logins == [200, 503, 503]
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    words = "cannot be renewed: Enphase's login is overloaded or under maintenance (503): it is tried again later"
+    words = (
+        "cannot be renewed: Enphase's login is overloaded or under maintenance (503): envoy2emon will try again later"
+    )
     assert warnings == [f"the token, good until {token.expiry}, {words}"]
     wall.now = token.expires_at + DAY
     tokens.refused(tokens.token(SERIAL))

@@ -63,7 +63,7 @@ def _clocks(found: Found) -> Iterator[Verdict]:
         cure = "It dates the inverters' reports, and is set over the Internet: does the gateway have Internet access?"
         yield warn("clocks", f"{text}. {cure}")
     else:
-        yield warn("clocks", f"{text}. It dates the meters' readings: see timedatectl on its computer")
+        yield warn("clocks", f"{text}. EmonCMS's clock dates the meters' readings: see timedatectl on its computer")
 
 
 def _apart(seconds: float) -> str:
@@ -202,13 +202,13 @@ def _not_running(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
     if unit["SubState"] == "auto-restart":
         restarts = f"{unit['NRestarts']} times so far"
         return fail(
-            "units", f"{name} keeps ending and starting again, {restarts}{trouble}. See sudo journalctl -u {name}"
+            "units", f"{name} keeps stopping and restarting, {restarts}{trouble}. See sudo journalctl -u {name}"
         )
     if unit["ActiveState"] == "activating":
         return warn("units", f"{name} is just starting")
     if unit["UnitFileState"] == "enabled":
         return fail("units", f"{name} does not run{trouble}. Start it: sudo systemctl start {name}")
-    return warn("units", f"{name} is off. If that is not meant: sudo systemctl enable --now {name}")
+    return warn("units", f"{name} is off. If you want it on: sudo systemctl enable --now {name}")
 
 
 def _changed_since(started: str) -> bool:

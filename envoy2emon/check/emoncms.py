@@ -41,7 +41,7 @@ def ask(settings: Settings, found: Found) -> Iterator[Verdict]:
     try:
         version = _version(url, pin)
     except Unauthorized:  # EmonCMS itself gives its version to anyone
-        yield fail("EmonCMS", f"{url} asks for a password of its web server (401): is EMONCMS_URL right?")
+        yield fail("EmonCMS", f"the web server at {url} asks for a password (401): is EMONCMS_URL right?")
         return
     except Unavailable as trouble:
         yield fail("EmonCMS", sentences(str(trouble), _cure(trouble, url, pin)))

@@ -88,7 +88,7 @@ def panels(reading: MeterReading, reports: Sequence[InverterReport], now: float)
 
 def inverters(reports: Sequence[InverterReport], skipped: int, ahead: float) -> Verdict:
     """Say how many inverters report, and how long ago; `ahead`: the seconds by which the gateway's clock is ahead."""
-    rest = f"; {skipped} without serial number, date or watts, which are not posted" if skipped else ""
+    rest = f"; {skipped} not posted, for lack of a serial number, date or watts" if skipped else ""
     if not reports:
         return warn("inverters", f"none of them has ever reported{rest}: are they off? Look in Enphase's app")
     newest, now = max(report.reported_at for report in reports), time.time() + ahead

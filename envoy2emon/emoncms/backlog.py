@@ -229,5 +229,8 @@ class Backlog:
         """Log how many rows were dropped: the first at once, then once an hour at most."""
         self._lost += count
         if self._lost and self._clock() - self._lost_said_at >= LOSSES_SAID_EVERY_S:
-            _log.warning("the backlog is full: its oldest %d rows are lost (BACKLOG_HOURS)", self._lost)
+            _log.warning(
+                "the backlog is full (BACKLOG_HOURS, or its size): its oldest %d rows are lost. Is EmonCMS down?",
+                self._lost,
+            )
             self._lost, self._lost_said_at = 0, self._clock()

@@ -113,7 +113,9 @@ class Delivery:
         except Unauthorized as trouble:
             return self.outage.refused(str(trouble))
         except TakesNone as trouble:
-            return self.outage.refused(f"rejects every row ({trouble}): the rows are kept. Has it reached 32 nodes?")
+            return self.outage.refused(
+                f"rejects every row ({trouble}); the rows are kept. If it has 32 nodes, delete the inputs of one"
+            )
         finally:
             self._under_way = 0
             self._correct_dates()
@@ -197,7 +199,7 @@ class Delivery:
             self._crashes += 1
         else:
             _log.error(
-                "EmonCMS: fails each time after this row, which it shows: going on with the next row: %s",
+                "EmonCMS: fails each time it processes this row, which is skipped (look at its inputs' processes): %s",
                 first.json()[:300],
             )
             return rows[1:]

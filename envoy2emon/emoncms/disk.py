@@ -147,7 +147,12 @@ class Disk:
             self._say(trouble)
         else:
             self.renewed = True
-            _log.warning("the saved backlog %s cannot be read (%s): it is now %s", path, error, aside.name)
+            _log.warning(
+                "the saved backlog %s cannot be read (%s): it was renamed %s, and its rows will not be delivered",
+                path,
+                error,
+                aside.name,
+            )
 
     def _say(self, trouble: object) -> None:
         if not self._in_trouble:

@@ -145,7 +145,7 @@ class Gateway:
                 raise self._wrong_password(login, status)
             # D7.6.175 denies owners the stream and nothing else, so there is no cure to suggest for the stream.
             cure = "" if path == _STREAM else ": does ENPHASE_EMAIL, or whoever got ENVOY_TOKEN, own this gateway?"
-            raise NotFound(f"firmware {login.firmware} does not open {path} to this token ({status}){cure}")
+            raise NotFound(f"firmware {login.firmware} refuses {path} to this token ({status}){cure}")
         if status == HTTPStatus.NOT_FOUND:
             raise NotFound(words)
         target = clean(response.headers.get("Location", ""), 200)
@@ -197,7 +197,7 @@ class Gateway:
                 raise Lost(f"{info.url}{_CHECK} answers {response.status_code}")
             self._tokens.refused(token)
             session.cookies.clear()
-        raise Refused(f"firmware {info.firmware}: the gateway refuses a token fresh from Enphase")
+        raise Refused(f"firmware {info.firmware}: the gateway refuses even a new token: does ENPHASE_EMAIL own it?")
 
     def _password_for(self, info: Info) -> str:
         if self._password:
@@ -265,8 +265,10 @@ class Gateway:
         kept = self._tokens.swap_serial(info.serial)
         before = self.info.serial if self.info else kept
         if before not in ("", info.serial):
-            cure = "If that is not meant, ENVOY_SERIAL names the one to read"
-            _log.warning("gateway: %s is another one, %s in place of %s. %s", info.url, info.serial, before, cure)
+            cure = "If that is wrong, set ENVOY_SERIAL to the one you want"
+            _log.warning(
+                "gateway: %s is now a different gateway, %s instead of %s. %s", info.url, info.serial, before, cure
+            )
         if not self.info or info.login_key != self.info.login_key:
             _log.info("gateway: %s, firmware %s, serial number ending in %s", info.url, info.firmware, info.serial[-4:])
         return info

@@ -16,7 +16,7 @@ from envoy2emon.words import clean
 
 LONGEST_S = 60.0
 _CONNECT_S, _ANSWER_S = 10.0, 30.0
-_LATER = "it is tried again later"
+_LATER = "envoy2emon will try again later"
 
 
 class NoToken(Exception):

@@ -58,11 +58,13 @@ def read_info(url: str, text: str) -> Info:
 
     serial, epoch = find("device/sn"), find("time")
     if not re.fullmatch(r"\w{1,20}", serial, re.ASCII):
-        raise ValueError(f"{url}/info tells no serial number: is ENVOY_HOST right?")
+        raise ValueError(f"{url}/info gives no serial number: is ENVOY_HOST right?")
     firmware = clean(find("device/software"), 40) or "?"
     # <web-tokens> is true from firmware 7 on and absent below, in all 38 of pyenphase's recordings.
     needs_token = find("web-tokens") == "true"
     if needs_token and not url.startswith("https"):
-        raise ValueError(f"{url}, firmware {firmware}, needs a token, which is only sent over https")
+        raise ValueError(
+            f"{url}, firmware {firmware}, needs a token, which is sent over https only: leave http:// out of ENVOY_HOST"
+        )
     ahead = int(epoch) - time.time() if re.fullmatch(r"\d{1,11}", epoch, re.ASCII) else None
     return Info(url, serial, firmware, needs_token, find("device/imeter") == "true", ahead)

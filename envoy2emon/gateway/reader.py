@@ -111,9 +111,9 @@ class Reader:
         """Go on with the reports. Raises Lost, Refused or _NoMeters if STREAM_SOURCE=stream forbids them."""
         if self._source == "stream":
             self._check_meters()
-            raise Lost(f"{trouble}; STREAM_SOURCE=auto reads the meter reports instead")
+            raise Lost(f"{trouble}; set STREAM_SOURCE=auto to read the meter reports instead")
         level = logging.DEBUG if self.outage.reason else logging.INFO  # not news during an outage
-        _log.log(level, "gateway: %s; its meter reports are read in place of the stream", trouble)
+        _log.log(level, "gateway: %s; the meter reports are read instead", trouble)
         self._reports_until = self._clock() + STREAM_AGAIN_S
 
     def _follow_reports(self, alive: Callable[[], None]) -> None:

@@ -33,7 +33,7 @@ SHORT_LIVED_S = 86400.0
 _MOST_TOKEN = 8192  # a token is 0.5 to 1 kB
 _MOST_FILE = 65536
 _LAST_DATE = 2.0**33  # the year 2242
-_ASKING = "Enphase was asked and has not answered"
+_ASKING = "Enphase has not answered"
 _log = logging.getLogger(__name__)
 
 
@@ -207,7 +207,7 @@ class Tokens:
             token = Token.parse(fetch(self._settings, serial))
         except ValueError:
             raise NoToken(
-                "Enphase's token service answers with something that is not a token: it is tried again later"
+                "Enphase's token service answers with something that is not a token: envoy2emon will try again later"
             ) from None
         keep_secret(token.text)
         return token

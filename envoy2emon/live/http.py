@@ -19,7 +19,7 @@ ICONS = (b"/favicon.ico", b"/apple-touch-icon.png", b"/apple-touch-icon-precompo
 _ICON = Path(__file__).with_name("icon.png").read_bytes()
 _ONLY_READ = b"This page can only be read.\n"
 _NOT_HERE = b"There are / and /events here, nothing else.\n"
-_FULL = b"%d viewers are watching, and that is the most: close one, then try again.\n" % MAX_VIEWERS
+_FULL = b"%d viewers are watching, and no more are possible: close one, then try again.\n" % MAX_VIEWERS
 _NOTHING = "Content-Security-Policy: default-src 'none'; base-uri 'none'; form-action 'none'"
 # For Safari on iOS 7 to 9 (CSP 1, no hashes). Browsers that know hashes ignore 'unsafe-inline' beside one (CSP 2).
 _INLINE = (

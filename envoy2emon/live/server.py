@@ -123,7 +123,10 @@ class Live:
             cure = "HOST must be an address of this computer (0.0.0.0: all), PORT a free one above 1023"
             if not self.trouble:
                 log.error(
-                    "no live page on LIVE_LISTEN=%s: %s. %s; it is tried again every minute", self._listen, reason, cure
+                    "no live page on LIVE_LISTEN=%s: %s. %s; envoy2emon tries again every minute",
+                    self._listen,
+                    reason,
+                    cure,
                 )
             self.trouble = f"no live page on {self._listen}: {reason}"
             return
