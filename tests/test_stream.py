@@ -13,6 +13,7 @@ from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
 from envoy2emon.rows import KEY_NAMES, SECTION_NAMES
 from tests.conftest import StartDaemon
+from tests.daemons import altered
 
 DEFAULT_KEYS = ("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor")
 
@@ -94,13 +95,18 @@ def test_burst(
     daemon: StartDaemon,
     envoy: SimulatedEnvoy,
     emoncms: StandInEmonCMS,
+    tmp_path: Path,
     send: Callable[[SimulatedEnvoy, bytes], None],
     *,
     chunked: bool,
 ) -> None:
-    """Events that the gateway held back are dated one second apart: 22 at once, as D7.0.88 sends them."""
+    """Events that the gateway held back are dated one second apart: 22 together, as D7.0.88 sends them.
+
+    The daemon waits longer for the rest of a burst than it does in earnest, because a busy computer sends it late.
+    """
     envoy.chunked = chunked
-    daemon("stream")
+    patient = "from envoy2emon.gateway import bursts\nbursts.FOLLOWS_S = bursts.BURST_FOLLOWS_S = 1.0\n"
+    daemon("stream", altered(tmp_path / "patient", f"{patient}bursts.LONGEST_WAIT_S = 10.0\n"))
     envoy.wait_for_stream()
     send(envoy, b"".join(f"data: {numbered(number)}\n\n".encode() for number in range(22)))
     wait_for_rows(emoncms, 22)
