@@ -5,6 +5,7 @@ import random
 import sqlite3
 import sys
 import tracemalloc
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from unittest.mock import Mock
@@ -291,10 +292,13 @@ def test_without_a_directory_rows_wait_in_memory(caplog: pytest.LogCaptureFixtur
 
 
 def small(path: Path) -> bytes:
-    """Save a small backlog and return its file's bytes."""
+    """Save a small backlog, in SQLite's smallest pages, and return its file's bytes."""
     backlog = made(path)
     backlog.append([row(1), row(2)])
     backlog.save(EPOCH, now=True)
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA page_size = 512")
+        file.execute("VACUUM")
     return path.read_bytes()
 
 

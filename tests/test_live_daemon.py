@@ -105,10 +105,8 @@ def latencies_under_bad_requests(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS,
         for number, kind in enumerate(("many", "malformed", "slow", "drip", "endless"), 2):
             nuisance = program(NUISANCE, port, kind, f"127.0.0.{number}")
             stack.callback(stack.enter_context(nuisance).kill)
-        post_latencies(
-            envoy, emoncms, 1
-        )  # the first reading after a silence is held for a moment, as it may begin a burst
-        return post_latencies(envoy, emoncms, 60)
+        post_latencies(envoy, emoncms, 1)  # the first reading after a silence waits a moment: it may begin a burst
+        return post_latencies(envoy, emoncms, 120)
 
 
 def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
@@ -130,12 +128,9 @@ def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: 
         while len(ratios) < 5 and min(ratios, default=2.0) >= 2:
             elsewhere = latencies_under_bad_requests(envoy, emoncms, other_port)
             before, began = processor_seconds(stream.process.pid), time.monotonic()
-            here = latencies_under_bad_requests(envoy, emoncms, port) + latencies_under_bad_requests(
-                envoy, emoncms, port
-            )
+            here = latencies_under_bad_requests(envoy, emoncms, port)
             share = (processor_seconds(stream.process.pid) - before) / (time.monotonic() - began)
             drain(port)
-            elsewhere += latencies_under_bad_requests(envoy, emoncms, other_port)
             without, disturbed = (sorted(took)[len(took) * 99 // 100] for took in (elsewhere, here))
             ratios.append(disturbed / without)
             print(f"p99 {without * 1e3:.1f} ms without, {disturbed * 1e3:.1f} ms with; {share:.0%} of a processor")
