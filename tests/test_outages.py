@@ -1,6 +1,5 @@
 """EmonCMS fails in every way, with daemons as processes on sockets: nothing is lost, no energy is counted twice."""
 
-from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -89,8 +88,6 @@ def test_a_post_that_is_held_up_costs_no_energy(daemon: StartDaemon, envoy: Simu
     meter.send(11, 1.0)
     meter.send(2, 1.0)
     meter.all_arrived()
-    dates = [row.time for row in meter.emoncms.rows]
-    assert [later - earlier for earlier, later in pairwise(dates)].count(1) >= len(dates) - 4
     assert kwh_error(meter.emoncms.account) == 0
 
 
