@@ -58,8 +58,10 @@ class Outage:
     def ends(self, news: str = "") -> None:
         """Note that the neighbour answers; `news`, on the rows that waited, is added to the log line."""
         if self.reason:
-            level = logging.INFO if self._logged else logging.DEBUG
-            _log.log(level, "%s: back after %s%s", self._neighbour, duration(self._clock() - self._since), news)
+            lasted = self._clock() - self._since
+            # The last wait may be longer than STEADY_S, so a long outage may end before it was logged.
+            level = logging.INFO if self._logged or lasted >= STEADY_S else logging.DEBUG
+            _log.log(level, "%s: back after %s%s", self._neighbour, duration(lasted), news)
             self.reason, self._ended = "", self._clock()
 
     def steady(self) -> None:

@@ -251,6 +251,20 @@ def test_a_row_that_kills_php_blocks_nothing(site: Site, caplog: pytest.LogCaptu
     assert "which is skipped" in caplog.text
 
 
+def test_the_end_of_an_outage_counts_the_rows_of_an_earlier_run(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A daemon that started during an outage also says how many rows waited for its end."""
+    caplog.set_level("INFO")
+    site.read(3)
+    site.emoncms.away = True
+    site.delivery.attempt()
+    site.delivery.save(now=True)
+    site.restart()
+    site.delivery.attempt()
+    site.emoncms.away = False
+    site.deliver()
+    assert "; 3 rows waited and are being delivered" in caplog.messages[-1]
+
+
 def test_waits_double_and_begin_anew(site: Site) -> None:
     """While EmonCMS is away the waits are 1, 2, 4 ... 60 s; after a successful post they begin at 1 s again."""
     site.read()

@@ -99,6 +99,19 @@ def test_what_begins_like_flapping_and_stays_is_logged(clock: Time, caplog: pyte
     assert caplog.messages == [lost, "EmonCMS: back after 41 s", lost, "EmonCMS: back after 50 min"]
 
 
+def test_a_long_outage_is_logged_even_if_nobody_asked_meanwhile(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of an outage that began like flapping is logged if it lasted a minute without a further attempt."""
+    one = outage(clock)
+    for lasts in (5, 70):
+        one.fails("closed the connection")
+        clock.now += lasts
+        one.ends()
+        clock.now += STEADY_S / 2
+    lost, *ends = caplog.messages
+    assert lost == "EmonCMS: closed the connection"
+    assert ends == ["EmonCMS: back after 5 s", "EmonCMS: back after 70 s"]
+
+
 def test_each_logged_outage_has_a_logged_end(clock: Time, caplog: pytest.LogCaptureFixture) -> None:
     """Two outages for different reasons within a minute are four lines, because each end is logged too."""
     one = outage(clock)

@@ -120,9 +120,8 @@ class Delivery:
             self._under_way = 0
             self._correct_dates()
         self._in_doubt = False
-        waited = len(self._backlog)
+        self._end_outage()
         self._backlog.done(block)
-        self.outage.ends(f"; {rows_in_words(waited)} waited and are being delivered")
         self.outage.steady()
         return max(0.0, began + self.interval - self._clock())
 
@@ -136,7 +135,11 @@ class Delivery:
         shown = self._emoncms.shown()
         self._emoncms.clock.note(max(shown.values(), default=0))
         self._clock_known = True
-        self.outage.ends()
+        self._end_outage()
+
+    def _end_outage(self) -> None:
+        waiting = len(self._backlog)
+        self.outage.ends(f"; {rows_in_words(waiting)} waited and are being delivered" if waiting else "")
 
     def _correct_dates(self) -> None:
         """Correct the dates on disk as soon as any answer has shown EmonCMS's clock."""
