@@ -4,7 +4,6 @@ Whatever requests, urllib3 and the modules below them raise becomes Failed here,
 """
 
 import hashlib
-import http.client
 import socket
 import ssl
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import (
     ConnectTimeoutError,
-    IncompleteRead,
     LocationParseError,
     NameResolutionError,
     NewConnectionError,
@@ -48,8 +46,9 @@ _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((ssl.SSLCertVerificationError,), _UNTRUSTED),
     ((urllib3.exceptions.SSLError, requests.exceptions.SSLError, ssl.SSLError), _TLS),
     ((NewConnectionError,), "cannot be reached"),
-    ((ConnectionError, IncompleteRead, http.client.IncompleteRead), "closed the connection"),
-    ((http.client.HTTPException,), _NO_HTTP),
+    ((ConnectionError,), "closed the connection"),
+    # What else is wrong with a head comes as requests' ConnectionError, with a body as urllib3's ProtocolError alone.
+    ((requests.ConnectionError,), _NO_HTTP),
     ((ProtocolError,), "closed the connection"),
 )
 

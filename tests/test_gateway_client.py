@@ -538,6 +538,7 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
         "answers with something that is not HTTP",
     ),
     "cut": (OK + b"Content-Length: 9\r\n\r\nx", "closed the connection"),
+    "cut in a chunk": (OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\nx", "closed the connection"),
     "chunk of 20 digits": (OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 20 + b"\r\nx", "closed the connection"),
     "chunk of minus 5": (OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nx", "closed the conn|not HTTP"),
     "chunk of letters": (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nx", "closed the connection"),

@@ -57,7 +57,7 @@ def test_from_install_to_purge(machine: Machine) -> None:
         assert machine.run("find", "/opt", "/usr/local", "/etc", "/var/lib", "/var/log", "-name", "envoy2emon*") == ""
 
 
-@pytest.mark.parametrize("machine", ["trixie"], indirect=True)
+@pytest.mark.parametrize("machine", ["bookworm", "trixie"], indirect=True)
 def test_try_it(machine: Machine) -> None:
     """The README's line runs the demo from a checkout, for a user without root's rights."""
     (line,) = commands("Try it")

@@ -22,7 +22,7 @@ LONG_NODE = "drops nodes whose names have more than 16 characters"
 SHORT_NODE = "in FILE set EMONCMS_INVERTERS_NODE=Envoy-inverters"
 QUOTE = r"put the value in single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
 each_alone = hypothesis_settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200
 )
 
 
