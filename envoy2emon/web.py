@@ -8,7 +8,6 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -87,11 +86,10 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, **kwargs)
 
 
-def session(url: str, pin: str | None = None, *, trust: bool = False, cookies: bool = False) -> requests.Session:
+def session(url: str, pin: str | None = None, *, trust: bool = False) -> requests.Session:
     """Return a session for the server of `url` that follows no redirect and uses no proxy, .netrc or environment.
 
-    pin: accept only the certificate with this SHA-256. trust: accept any certificate if there is no pin. cookies: keep
-    them.
+    pin: accept only the certificate with this SHA-256. trust: accept any certificate if there is no pin.
     """
     made = _Session()
     made.trust_env = False
@@ -102,8 +100,6 @@ def session(url: str, pin: str | None = None, *, trust: bool = False, cookies: b
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     # No compression, because a malicious 1 MiB would unpack to 1 GiB.
     made.headers.update({"User-Agent": f"envoy2emon/{__version__}", "Accept-Encoding": "identity"})
-    if not cookies:
-        made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     return made
 
 

@@ -164,7 +164,7 @@ class Gateway:
         if self._session:
             self._session.close()
         self._session = self._token = None
-        session = web.session(info.url, self._settings.envoy_cert_sha256, trust=True, cookies=info.needs_token)
+        session = web.session(info.url, self._settings.envoy_cert_sha256, trust=True)
         if info.needs_token:
             self._token = self._present_token(session, info)
             self._accepted_at = time.monotonic()
