@@ -182,7 +182,7 @@ class Gateway:
 
     def _present_token(self, session: requests.Session, info: Info) -> Token:
         """Find a token that the gateway accepts, and open a session with it. Raises Lost, Refused."""
-        for _ in range(3):  # ENVOY_TOKEN, the one that is kept, a fresh one
+        while True:  # ENVOY_TOKEN, the one that is kept, a fresh one; then there is none left
             try:
                 token = self._tokens.token(info.serial)
             except NoToken as trouble:
@@ -197,7 +197,6 @@ class Gateway:
                 raise Lost(f"{info.url}{_CHECK} answers {response.status_code}")
             self._tokens.refused(token)
             session.cookies.clear()
-        raise Refused(f"firmware {info.firmware}: the gateway refuses even a new token: does ENPHASE_EMAIL own it?")
 
     def _password_for(self, info: Info) -> str:
         if self._password:

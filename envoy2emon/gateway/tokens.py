@@ -34,6 +34,7 @@ _MOST_TOKEN = 8192  # a token is 0.5 to 1 kB
 _MOST_FILE = 65536
 _LAST_DATE = 2.0**33  # the year 2242
 _ASKING = "Enphase has not answered"
+_REFUSED = "the gateway refuses the token that Enphase gave: does ENPHASE_EMAIL own this gateway?"
 _log = logging.getLogger(__name__)
 
 
@@ -190,8 +191,7 @@ class Tokens:
                     self._file.store(replace(kept, login_at=now, trouble=_ASKING))
                     return token, kept.trouble
             if kept.trouble != _ASKING or since > LONGEST_S + 5:
-                trouble = kept.trouble or "the gateway refuses the token that Enphase gave"
-                raise NoToken(f"{trouble} (Enphase was asked {duration(since)} ago)")
+                raise NoToken(f"{kept.trouble or _REFUSED} (Enphase was asked {duration(since)} ago)")
             threading.Event().wait(0.2)  # the other daemon is asking
 
     def _usable(self, text: str, serial: str) -> Token | None:
