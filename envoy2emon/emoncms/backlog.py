@@ -230,7 +230,7 @@ class Backlog:
         self._lost += count
         if self._lost and self._clock() - self._lost_said_at >= LOSSES_SAID_EVERY_S:
             _log.warning(
-                "the backlog is full (BACKLOG_HOURS, or its size): its oldest %d rows are lost. Is EmonCMS down?",
+                "the backlog is full (BACKLOG_HOURS, or its size): its oldest rows are lost (%d). Is EmonCMS down?",
                 self._lost,
             )
             self._lost, self._lost_said_at = 0, self._clock()
