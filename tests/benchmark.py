@@ -10,12 +10,9 @@ import compileall
 import json
 import os
 import platform
-import queue
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -28,6 +25,7 @@ RATE = 10.0  # events a second
 # D7.0.88 sends up to 45 at once (Matthew1471/Enphase-API). 45 in 15 ms are fewer than the daemon can take.
 AT_ONCE, PAUSE_S = 45, 0.015
 VIEWERS = 32
+OFTEN = {"WATCHDOG_USEC": "300000"}  # a daemon sends its STATUS at intervals of a third of this
 
 Figures = dict[str, float]
 
@@ -103,7 +101,7 @@ def _round(peers: Peers, process: Measured, size: Size) -> Figures:
 
 def _memory(peers: Peers, size: Size) -> Figures:
     """Measure memory over many events, and with a full backlog while EmonCMS is away."""
-    with _noisy_daemon(peers) as (process, wait_for_backlog):
+    with daemon(peers, **OFTEN) as (process, one):
         peers.first_post()
         peers.pace(RATE, 2)
         start = process.rss_mib()
@@ -111,7 +109,7 @@ def _memory(peers: Peers, size: Size) -> Figures:
         passed = process.rss_mib()
         peers.go_away()
         peers.flow(size.backlog, AT_ONCE, PAUSE_S)
-        wait_for_backlog(size.backlog)
+        one.wait_for_notify(rf"\b{size.backlog} rows waiting", 60)
         full = process.rss_mib()
     peers.come_back()
     return {"rss_passed": passed - start, "rss_backlog": full - start}
@@ -119,37 +117,12 @@ def _memory(peers: Peers, size: Size) -> Figures:
 
 def _drain(peers: Peers, size: Size) -> Figures:
     """Measure how fast a backlog drains when EmonCMS is back."""
-    with _noisy_daemon(peers) as (_, wait_for_backlog):
+    with daemon(peers, **OFTEN) as (_, one):
         peers.first_post()
         peers.go_away()
         peers.send(size.drained)
-        wait_for_backlog(size.drained)
+        one.wait_for_notify(rf"\b{size.drained} rows waiting", 60)
         return {"drain": peers.drain(size.drained)}
-
-
-@contextmanager
-def _noisy_daemon(peers: Peers) -> Iterator[tuple[Measured, Callable[[int], None]]]:
-    """Run a daemon that sends its STATUS ten times a second; yield it and a function that waits for a backlog."""
-    told: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def wait_for_backlog(rows: int) -> None:
-        while not told.empty():
-            told.get()
-        while not re.search(rf"\b{rows} rows? waiting", told.get(timeout=60)):
-            pass
-
-    def listen(notify: socket.socket) -> None:
-        while data := notify.recv(4096):
-            told.put(data.decode())
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.bind("")  # the kernel gives it an abstract name (unix(7))
-        address = notify.getsockname()
-        threading.Thread(target=listen, args=(notify,), daemon=True).start()
-        with daemon(peers, NOTIFY_SOCKET="@" + address[1:].decode(), WATCHDOG_USEC="300000") as process:
-            yield process, wait_for_backlog
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-            end.sendto(b"", address)
 
 
 def _live(peers: Peers, size: Size) -> Figures:
@@ -157,7 +130,7 @@ def _live(peers: Peers, size: Size) -> Figures:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     figures = {}
-    with daemon(peers, LIVE_LISTEN=f"127.0.0.1:{port}") as process:
+    with daemon(peers, LIVE_LISTEN=f"127.0.0.1:{port}") as (process, _):
         peers.first_post()
         for viewers in (0, VIEWERS):
             peers.watch(port, viewers)
@@ -172,29 +145,27 @@ def _live(peers: Peers, size: Size) -> Figures:
 def measure(size: Size) -> dict[str, dict[str, float | None]]:
     """Return for each figure of TABLE ours, the reference's (None if it has none), and the ratio."""
     compileall.compile_dir(PROJECT / "envoy2emon", quiet=2)  # as when installed; else the first start would do it
-    ours: list[Figures] = []
-    references: list[Figures] = []
+    rounds: list[tuple[Figures, Figures]] = []
     with PeersProcess() as elsewhere:
         peers = elsewhere.Peers()
         for _ in range(size.rounds):
-            with daemon(peers) as process:
-                ours.append(_round(peers, process, size))
+            with daemon(peers) as (process, _):
+                ours = _round(peers, process, size)
             with reference(peers) as process:
-                references.append(_round(peers, process, size))
+                rounds.append((ours, _round(peers, process, size)))
         alone = _drain(peers, size) | _memory(peers, size) | _live(peers, size)
-    result: dict[str, dict[str, float | None]] = {}
-    for name in TABLE:
-        if name in alone:
-            result[name] = {"ours": alone[name], "reference": None, "ratio": None}
-            continue
-        pairs = [(our[name], reference[name]) for our, reference in zip(ours, references, strict=True)]
-        ratios = [our / reference for our, reference in pairs if reference]
-        result[name] = {
+    figures: dict[str, dict[str, float | None]] = {
+        name: {"ours": value, "reference": None, "ratio": None} for name, value in alone.items()
+    }
+    for name in rounds[0][0]:
+        pairs = [(ours[name], theirs[name]) for ours, theirs in rounds]
+        ratios = [our / their for our, their in pairs if their]
+        figures[name] = {
             "ours": median(our for our, _ in pairs),
-            "reference": median(reference for _, reference in pairs),
+            "reference": median(their for _, their in pairs),
             "ratio": median(ratios) if ratios else None,
         }
-    return result
+    return figures
 
 
 def machine() -> dict[str, str | int | None]:
@@ -216,7 +187,6 @@ def main() -> None:
     arguments = parser.parse_args()
     size = SHORT if arguments.short else Size()
     where, figures = machine(), measure(size)
-    assert all(isinstance(figure["ours"], float | int) for figure in figures.values()), figures
     counts = {name: f"{value:,}".replace(",", " ") for name, value in vars(size).items()}
     print("{cpu}, {cores} cores, Python {python}, Linux {kernel}\n".format(**where))
     print(f"{'':52} {'ours':>9} {'reference':>9} {'':8} {'ratio':>6}  limit")

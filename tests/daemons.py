@@ -9,16 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Condition, Thread
-from typing import NoReturn, Self, TypeVar
+from typing import NoReturn, Self
 from uuid import uuid4
 
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-T = TypeVar("T")
+# The environment of a daemon that sends STATUS= and saves its backlog at intervals of a third of this.
+QUICK = {"WATCHDOG_USEC": "600000"}
 _SECRET = re.compile(r"PASSWORD|TOKEN$|APIKEY")
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+")
 # The last two are for coverage's patch `subprocess`, which measures the daemons: a .pth file starts it in each of them.
@@ -121,15 +122,6 @@ class Daemon:
         """Return the first match among the notifications; otherwise as wait_for_line."""
         return self._wait_for(self.notifications, pattern, timeout)
 
-    def wait_for(self, predicate: Callable[[], T], timeout: float = 10.0, what: str = "such line") -> T:
-        """Return the predicate's value as soon as it is true, checked at every line. Raises as wait_for_line."""
-        with self._changed:
-            self._changed.wait_for(lambda: predicate() or self._silent, timeout)
-            if found := predicate():
-                return found
-            seen = "\n".join([*self.lines, *self.notifications])
-            raise AssertionError(f"no {what} in {timeout} s; exit code {self.process.poll()}; seen:\n{seen}")
-
     def wait(self, timeout: float = 10.0) -> int:
         """Return the exit code once the process has ended and its output is read; assert that it holds no secret."""
         code = self.process.wait(timeout)
@@ -138,11 +130,11 @@ class Daemon:
         assert_no_secret([*self.lines, *self.notifications], self.settings)
         return code
 
-    def terminate(self, timeout: float = 10.0) -> tuple[int, float]:
+    def terminate(self) -> tuple[int, float]:
         """Send SIGTERM; return the exit code and the seconds that it took."""
         start = time.monotonic()
         self.process.terminate()
-        self.process.wait(timeout)
+        self.process.wait(10)
         took = time.monotonic() - start
         return self.wait(), took
 
@@ -154,24 +146,19 @@ class Daemon:
 
     def memory(self) -> tuple[int, int]:
         """Return the resident memory in bytes: now (VmRSS), and its peak so far (VmHWM)."""
-        kib = dict(re.findall(r"(?m)^(Vm\w+):\s+(\d+) kB", self._proc("status")))
+        kib = dict(re.findall(r"(?m)^(Vm\w+):\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text()))
         return int(kib["VmRSS"]) * 1024, int(kib["VmHWM"]) * 1024
-
-    def written(self) -> tuple[int, int]:
-        """Return the bytes written so far: to disks (write_bytes), and by any write call (wchar)."""
-        count = dict(re.findall(r"(?m)^(\w+): (\d+)", self._proc("io")))
-        return int(count["write_bytes"]), int(count["wchar"])
-
-    def _proc(self, name: str) -> str:
-        return Path(f"/proc/{self.process.pid}/{name}").read_text()
 
     def _wait_for(self, texts: list[str], pattern: str, timeout: float) -> re.Match[str]:
         def match() -> re.Match[str] | None:
             return next(filter(None, (re.search(pattern, text) for text in texts)), None)
 
-        found = self.wait_for(match, timeout, repr(pattern))
-        assert found
-        return found
+        with self._changed:
+            self._changed.wait_for(lambda: match() or self._silent, timeout)
+            if found := match():
+                return found
+            seen = "\n".join([*self.lines, *self.notifications])
+            raise AssertionError(f"no {pattern!r} in {timeout} s; exit code {self.process.poll()}; seen:\n{seen}")
 
     def _read(self) -> None:
         assert self.process.stdout

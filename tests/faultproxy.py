@@ -1,24 +1,23 @@
 """A TCP proxy between a daemon and the gateway or EmonCMS, TLS or not, whose faults are switched while it runs.
 
-Bytes, ends of streams and resets pass unchanged and at once, except for the fault in force.
+Bytes and ends of streams pass unchanged and at once, except for the fault in force.
 """
 
 import socket
 import struct
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Condition, Thread
 from typing import Literal, Self
 
-Mode = Literal["pass", "refuse", "reset", "stall", "drip", "flood", "canned"]
+Mode = Literal["pass", "refuse", "reset", "stall", "drip"]
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s
 
 
 class FaultProxy:
     """Listens at `host`:`port` within the `with` block, and connects to the target as soon as a client sends something.
 
-    attempts: when connections were accepted, monotonic s; refused ones do not count.
+    alter: makes of the bytes that come from the target those that the client gets.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -29,11 +28,9 @@ class FaultProxy:
             probe.bind(("127.0.0.1", 0))
             self._listener = socket.create_server(probe.getsockname())
         self.host, self.port = self._listener.getsockname()
-        self.attempts: list[float] = []
         self.changed = Condition()
         self.mode: Mode = "pass"
-        self.rate = 1.0
-        self.answer = b""
+        self.alter: Callable[[bytes], bytes] = bytes
         self._closed = False
         self._pairs: set[_Pair] = set()
 
@@ -48,17 +45,6 @@ class FaultProxy:
         self.refuse()
         self._listener.close()
 
-    @property
-    def open(self) -> int:
-        """How many connections are open."""
-        return len(self._pairs)
-
-    def wait_for(self, predicate: Callable[[], bool], timeout: float = 10.0) -> None:
-        """Return as soon as the predicate holds, checked at each connection's begin and end; TimeoutError if late."""
-        with self.changed:
-            if not self.changed.wait_for(predicate, timeout):
-                raise TimeoutError(f"after {timeout} s: {len(self.attempts)} attempts, {self.open} open, {self.mode}")
-
     def pass_through(self) -> None:
         """End any fault; bytes that a stall held back are passed on."""
         self._switch("pass")
@@ -69,28 +55,17 @@ class FaultProxy:
         self.cut()
 
     def reset(self) -> None:
-        """Accept each new connection and reset it at once; unlike refused ones, these are counted."""
+        """Reset open connections, and new ones as soon as they are accepted."""
         self._switch("reset")
+        self.cut(reset=True)
 
     def stall(self) -> None:
         """Let nothing pass in either direction, and leave everything open."""
         self._switch("stall")
 
-    def drip(self, rate: float = 1.0) -> None:
-        """Let `rate` bytes a second pass downstream."""
-        self.rate = rate
+    def drip(self) -> None:
+        """Let one byte a second pass downstream."""
         self._switch("drip")
-
-    def flood(self) -> None:
-        """Send bytes without a newline on each connection that is open now, as fast as they are taken."""
-        self._switch("flood")
-        for pair in list(self._pairs):
-            Thread(target=pair.flood, daemon=True).start()
-
-    def canned(self, answer: bytes) -> None:
-        """Answer whatever a client sends next with these bytes, and close."""
-        self.answer = answer
-        self._switch("canned")
 
     def cut(self, after: int = 0, *, reset: bool = False) -> None:
         """End each open connection, now or after so many more bytes downstream; new ones are not affected."""
@@ -120,76 +95,50 @@ class FaultProxy:
                 continue
             pair = _Pair(self, client)
             with self.changed:
-                self.attempts.append(time.monotonic())
                 self._pairs.add(pair)
-                self.changed.notify_all()
             Thread(target=self._serve, args=(pair,), daemon=True).start()
 
     def _serve(self, pair: "_Pair") -> None:
-        with suppress(OSError):
-            pair.upstream()
-        pair.close()
+        with pair.client, suppress(OSError):
+            pair.serve()
         with self.changed:
             self._pairs.discard(pair)
-            self.changed.notify_all()
 
 
 class _Pair:
-    """One client's connection and the one to the target. The upstream thread owns both."""
+    """One client's connection and the one to the target."""
 
     def __init__(self, proxy: FaultProxy, client: socket.socket) -> None:
         self.proxy, self.client = proxy, client
         self.server: socket.socket | None = None
         self.budget: int | None = None  # bytes downstream until the cut
         self.reset = self.ended = False
-        self._downstream = Thread(target=self._pump_down, daemon=True)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def upstream(self) -> None:
+    def serve(self) -> None:
+        """Pass bytes in both directions until both streams have ended or the connection is cut."""
         if self.proxy.mode == "reset":
             self.reset = True
-            return
-        while not self.ended:
-            data = self.client.recv(65536)
-            if self.proxy.mode == "canned":
-                self.client.sendall(self.proxy.answer)
-                self.client.shutdown(socket.SHUT_WR)
-                while self.client.recv(65536):  # a close with bytes unread would be a reset
-                    pass
-                return
-            if not self._passes():
-                return
-            if not data:
-                break
-            if self.server is None:
-                self.reset = True  # unless the target answers
-                self.server = socket.create_connection(self.proxy.target)
+            self.end()
+        if self.client.recv(1, socket.MSG_PEEK) and self._passes():
+            with socket.create_connection(self.proxy.target) as self.server:
                 self.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self.reset = False
-                self._downstream.start()
-            self.server.sendall(data)
-        if self.server:
-            self.server.shutdown(socket.SHUT_WR)
-            self._downstream.join()
+                downstream = Thread(target=self._pump, args=(self.server, self.client, self._send_down), daemon=True)
+                downstream.start()
+                self._pump(self.client, self.server, self.server.sendall)
+                downstream.join()
 
-    def _pump_down(self) -> None:
-        assert self.server
-        try:
-            while not self.ended:
-                data = self.server.recv(65536)
-                if not self._passes():
-                    return
-                if not data:
-                    self.client.shutdown(socket.SHUT_WR)
-                    return
-                self._send(data)
-        except ConnectionResetError:
-            self.reset = True
-            self.end()
-        except OSError:
-            self.end()
+    def _pump(self, source: socket.socket, sink: socket.socket, send: Callable[[bytes], None]) -> None:
+        with suppress(OSError):
+            while (data := source.recv(65536)) and self._passes():
+                send(data)
+            if self._passes():
+                sink.shutdown(socket.SHUT_WR)
+                return
+        self.end()
 
-    def _send(self, data: bytes) -> None:
+    def _send_down(self, data: bytes) -> None:
+        data = self.proxy.alter(data)
         while data and not self.ended:
             dripping = self.proxy.mode == "drip"
             piece = data[:1] if dripping else data
@@ -202,36 +151,24 @@ class _Pair:
                 self.end()
             elif dripping:
                 with self.proxy.changed:
-                    self.proxy.changed.wait_for(lambda: self.ended or self.proxy.mode != "drip", 1 / self.proxy.rate)
+                    self.proxy.changed.wait_for(lambda: self.ended or self.proxy.mode != "drip", 1.0)
                 self._passes()
 
     def _passes(self) -> bool:
-        """Wait for the end of a stall or flood; return whether the connection still exists."""
+        """Wait for the end of a stall; return whether the connection still exists."""
         with self.proxy.changed:
-            self.proxy.changed.wait_for(lambda: self.ended or self.proxy.mode not in {"stall", "flood"})
+            self.proxy.changed.wait_for(lambda: self.ended or self.proxy.mode != "stall")
         return not self.ended
 
-    def flood(self) -> None:
-        with suppress(OSError):
-            while self.proxy.mode == "flood" and not self.ended:
-                self.client.sendall(b"x" * 16384)
-
     def end(self) -> None:
-        """Wake both threads, so that the upstream one closes."""
+        """Wake both threads, so that the connections are closed."""
         with self.proxy.changed:
             self.ended = True
             self.proxy.changed.notify_all()
         with suppress(OSError):
+            if self.reset:
+                self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self.client.shutdown(socket.SHUT_RD if self.reset else socket.SHUT_RDWR)
         with suppress(OSError):
             if self.server:
                 self.server.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.end()
-        if self.server:
-            self._downstream.join()
-            self.server.close()
-        if self.reset:
-            self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        self.client.close()

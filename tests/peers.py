@@ -4,11 +4,11 @@ Each event carries its number, so that its arrival can be recognised. Times are 
 of a computer share.
 """
 
-import selectors
 import socket
 import threading
 import time
 from bisect import bisect
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.managers import BaseManager
 from typing import Literal
@@ -44,7 +44,6 @@ class Peers:
         self._envoy.start()
         self._emoncms.__enter__()
         self._number = 0
-        self._viewers: list[socket.socket] = []
 
     def settings(self) -> dict[str, str]:
         """Return settings for the two, as soon as no earlier process reads the stream."""
@@ -117,20 +116,17 @@ class Peers:
 
     def watch(self, port: int, count: int) -> None:
         """Open the live page's events `count` times, and read them for ever."""
-        selector = selectors.DefaultSelector()
+
+        def read(viewer: socket.socket) -> None:
+            with viewer, suppress(OSError):
+                while viewer.recv(65536):
+                    pass
+
         for _ in range(count):
             viewer = socket.create_connection(("127.0.0.1", port))
             viewer.sendall(b"GET /events HTTP/1.1\r\nHost: benchmark\r\n\r\n")
             viewer.recv(65536)
-            selector.register(viewer, selectors.EVENT_READ)
-
-        def read() -> None:
-            while selector.get_map():
-                for key, _ in selector.select():
-                    if not key.fileobj.recv(65536):  # type: ignore[union-attr]
-                        selector.unregister(key.fileobj)
-
-        threading.Thread(target=read, daemon=True).start()
+            threading.Thread(target=read, args=(viewer,), daemon=True).start()
 
     def _arrivals(self, count: int) -> list[float]:
         """Wait for the last `count` events sent, and return when the posts that held them came in."""
