@@ -1,7 +1,6 @@
 """What the tests share: a simulated gateway, a stand-in for EmonCMS, and daemons set up between them."""
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -18,7 +17,6 @@ from envoy2emon.demo.gateway import SimulatedEnvoy
 from tests.certificates import Certificate, self_signed
 from tests.daemons import Daemon, skip_or_fail
 from tests.emoncms import AnyEmonCMS
-from tests.meter import Meter
 
 StartDaemon = Callable[..., Daemon]
 
@@ -27,7 +25,7 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 # One worker runs a whole file. If these began last, one worker would be busy alone at the end.
-LONGEST = ("test_systemd", "test_upgrade", "test_install", "test_outages", "test_restarts", "test_live_daemon")
+LONGEST = ("test_systemd", "test_upgrade", "test_install", "test_outages", "test_live_daemon")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,25 +65,6 @@ def envoy() -> Iterator[SimulatedEnvoy]:
     """Serve a gateway of firmware 5 with three phases."""
     with SimulatedEnvoy() as envoy:
         yield envoy
-
-
-@pytest.fixture
-def full() -> Iterator[str]:
-    """Give HOST:PORT of a server that does not even complete a connection, like a computer that is off."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
-        address = listener.getsockname()
-        first, second = (socket.socket() for _ in range(2))
-        with first, second:
-            first.connect(address)
-            second.settimeout(0)
-            second.connect_ex(address)
-            yield f"127.0.0.1:{address[1]}"
-
-
-@pytest.fixture
-def meter(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Meter:
-    """Return the meter behind the simulated gateway."""
-    return Meter(envoy, emoncms)
 
 
 @pytest.fixture

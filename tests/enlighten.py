@@ -17,14 +17,14 @@ LOGIN_PATH, TOKEN_PATH = "/login/login.json", "/tokens"
 class Enlighten:
     """Both servers, at `login_url` and `token_url` within the `with` block. The attributes may be set at any time.
 
-    mfa: the account asks for a second factor, so the login gives no session. blocked: the account is locked.
     answers: by path, status and text that replace the usual answer. hangs: no answer comes until `release` is set.
-    user: whose tokens are issued; lifetime: theirs, in s. logins: the status of each login; tokens: those issued.
+    asked is set by the first request. user: whose tokens are issued; lifetime: theirs, in s. logins: the status of each
+    login; tokens: those issued.
     """
 
     def __init__(self, email: str = "owner@example.org", password: str = "enlighten-password") -> None:
         self.email, self.password = email, password
-        self.mfa = self.blocked = self.hangs = False
+        self.hangs = False
         self.answers: dict[str, tuple[int, str]] = {}
         self.user, self.lifetime = "owner", 365 * 86_400.0
         self.logins: list[int] = []
@@ -71,8 +71,6 @@ class Enlighten:
         form = parse_qs(body)
         if form.get("user[email]") != [self.email] or form.get("user[password]") != [self.password]:
             return 401, '{"success":false,"message":"Invalid email or password"}'
-        if self.blocked or self.mfa:
-            return 200, json.dumps({"success": not self.blocked, "isBlocked": self.blocked})
         session = secrets.token_hex(16)
         self._sessions.add(session)
         return 200, json.dumps({"message": "success", "session_id": session, "is_consumer": self.user == "owner"})
@@ -99,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         status, text = self.server.enlighten.answer(self.path.partition("?")[0], body)
-        content = text.encode(errors="surrogatepass")
+        content = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json" if text.startswith("{") else "text/html")
         self.send_header("Content-Length", str(len(content)))

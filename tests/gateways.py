@@ -1,4 +1,4 @@
-"""Clients of a gateway in this process, and a gateway that answers whatever bytes a test wants."""
+"""Clients of a gateway in this process, and a server that answers whatever bytes a test wants."""
 
 import socket
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from envoy2emon.gateway.tokens import Tokens
 from envoy2emon.settings import Settings
 
 INFO = (
-    b"<envoy_info><device><sn>122112345678</sn><software>D5.0.62</software><imeter>true</imeter></device></envoy_info>"
+    "<envoy_info><device><sn>122112345678</sn><software>D5.0.62</software><imeter>true</imeter></device></envoy_info>"
 )
 
 
@@ -24,11 +24,9 @@ def settings_of(**changes: str) -> Settings:
     return settings.load(Path("/nonexistent"), environ, required=False)[0]
 
 
-def client_of(
-    envoy: SimulatedEnvoy, state: Path | None = None, /, *, inverters: bool = False, **changes: str
-) -> Gateway:
-    """Return a client of this gateway."""
-    known = settings_of(**({"ENVOY_HOST": envoy.host} | changes))
+def client_at(host: str, state: Path | None = None, /, *, inverters: bool = False, **changes: str) -> Gateway:
+    """Return a client of the gateway at this ENVOY_HOST."""
+    known = settings_of(ENVOY_HOST=host, **changes)
     return Gateway(known, Tokens(known, state), inverters=inverters)
 
 
@@ -38,12 +36,10 @@ def asked(envoy: SimulatedEnvoy) -> list[tuple[str, int]]:
 
 
 class Scripted:
-    """A gateway of firmware 5 that answers /info with `info`, and other requests by sending or calling `answer`."""
+    """A server that answers by sending or calling `answer`, but /info as a gateway of firmware 5 does."""
 
-    def __init__(self, answer: bytes | Callable[[socket.socket], object], info: bytes = INFO) -> None:
-        self.heads: list[bytes] = []
+    def __init__(self, answer: bytes | Callable[[socket.socket], object]) -> None:
         self._answer = answer
-        self._info = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(info), info)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
@@ -64,9 +60,8 @@ class Scripted:
 
     def _talk(self, client: socket.socket) -> None:
         with client, suppress(OSError):
-            self.heads.append(client.recv(65536))
-            if self.heads[-1].startswith(b"GET /info"):
-                client.sendall(self._info)
+            if client.recv(65536).startswith(b"GET /info"):
+                client.sendall(f"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{INFO}".encode())
             elif callable(self._answer):
                 self._answer(client)
             else:

@@ -5,7 +5,6 @@ import pytest
 from tests import fuzz
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_spoilt_answers_end_no_daemon(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_spoilt_answers_end_no_daemon(capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes cut, doubled and invented on both sides: no traceback, no exit, no date that goes back, and rows go on."""
-    assert fuzz.run(0.15, seed) == 0, capsys.readouterr().out
+    assert fuzz.run(0.15, seed=1) == 0, capsys.readouterr().out

@@ -23,7 +23,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
         yield machine
 
 
-@pytest.mark.parametrize("machine", ["bookworm"], indirect=True)
+@pytest.mark.parametrize("machine", ["bookworm"], indirect=True)  # test_upgrade.py runs the lines on trixie
 def test_from_install_to_purge(machine: Machine) -> None:
     """The README's lines install, edit, start and check; --uninstall keeps settings and state, --purge removes all."""
     setup, edit, begin, check = commands("Install it on the Pi")[:4]
@@ -36,8 +36,6 @@ def test_from_install_to_purge(machine: Machine) -> None:
         assert edit == f"sudo nano {SETTINGS}"
         assert machine.run("stat", "--format=%U %a", str(SETTINGS)) == "root 600\n"
         assert machine.run("systemctl", "is-enabled", *BOTH) == "enabled\nenabled\n"
-        verified = machine.enter("systemd-analyze", "verify", "--man=no", *(f"{unit}.service" for unit in BOTH))
-        assert (verified.stdout, verified.stderr) == (b"", b"")
         assert ".new" not in machine.run("/opt/envoy2emon/bin/pip", "--version")
 
         settings = edit_for(machine, envoy, emoncms)
@@ -62,18 +60,10 @@ def test_try_it(machine: Machine) -> None:
     """The README's line runs the demo from a checkout, for a user without root's rights."""
     (line,) = commands("Try it")
     machine.run("apt-get", "install", "--yes", "python3-venv")
-    machine.run("useradd", "--create-home", "--shell", "/bin/sh", "pi")
+    machine.run("useradd", "--create-home", "pi")
     machine.run("cp", "--recursive", "/mnt", "/home/pi/checkout")
     machine.run("chown", "--recursive", "pi:", "/home/pi/checkout")
-    words = (
-        "runuser",
-        "-u",
-        "pi",
-        "--",
-        "env",
-        "HOME=/home/pi",
-        *(f"{name}={value}" for name, value in OFFLINE.items()),
-    )
-    done = machine.enter(*words, "sh", "-c", f"cd ~/checkout && {line} --seconds 4")
+    command = ("runuser", "-u", "pi", "--", "sh", "-c", f"cd ~pi/checkout && {line} --seconds 4")
+    done = machine.enter(*command, environ=OFFLINE | {"HOME": "/home/pi"})
     assert done.returncode == 0, (done.stdout + done.stderr).decode()
     assert re.search(rb"^ +\d\d:\d\d +\d+ W ", done.stdout, re.MULTILINE), done.stdout.decode()

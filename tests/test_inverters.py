@@ -1,19 +1,21 @@
 """From the inverters' reports to EmonCMS's inputs: which reports are posted, and how often the gateway is polled."""
 
-import time
+import json
 from contextlib import suppress
 from itertools import pairwise
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from envoy2emon.demo.emoncms import MARIADB_DOWN, StandInEmonCMS
-from envoy2emon.demo.gateway import Answer, SimulatedEnvoy
+from envoy2emon.demo.emoncms import StandInEmonCMS
+from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import inverters
 from envoy2emon.gateway.client import INVERTERS, Lost, NotFound, Refused
-from envoy2emon.inverters import Poller
+from envoy2emon.inverters import Inverters, Poller
 from tests.conftest import StartDaemon
+from tests.gateways import asked, client_at
 
 
 def posted(emoncms: StandInEmonCMS, start: int = 0) -> dict[str, tuple[int, dict[str, str]]]:
@@ -38,22 +40,13 @@ def expected(units: list[dict[str, Any]]) -> dict[str, tuple[int, dict[str, str]
     }
 
 
-def polls(envoy: SimulatedEnvoy) -> list[float]:
-    """Return the times of the requests to which the gateway answered with its inverters."""
-    return [request.at for request in envoy.requests if (request.path, request.status) == (INVERTERS, 200)]
-
-
 def test_only_news(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """At the start all reports are posted in one request with their own dates, later only those that have changed.
-
-    The gateway is asked every INVERTERS_INTERVAL_S, counted from the start of each poll.
-    """
+    """At the start all reports are posted in one request with their own dates, later only those that have changed."""
     process = daemon("inverters", INVERTERS_INTERVAL_S=1, environment={"WATCHDOG_USEC": "600000"})
     assert f"reads the inverters of the gateway at {envoy.host}" in process.wait_for_line("INFO envoy2emon 1.*").string
     emoncms.wait_for(lambda: len(emoncms.rows) == 12)
     assert posted(emoncms) == expected(envoy.inverters)
-    envoy.wait_for(lambda: len(polls(envoy)) >= 3)
-    assert 1.8 < polls(envoy)[2] - polls(envoy)[0] < 2.5  # as the gateway sees it, give or take its own delay
+    envoy.wait_for(lambda: asked(envoy).count((INVERTERS, 200)) >= 3)
     assert emoncms.requests == 2  # the first question, and the post
     for unit in envoy.inverters[3:5]:
         unit["lastReportDate"] += 60
@@ -69,93 +62,13 @@ def test_only_news(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
     assert posted(emoncms, 14) == expected(envoy.inverters)
 
 
-def test_not_acknowledged(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A report counts as posted only when EmonCMS says so: after Fatal errors and a restart it still arrives once."""
-    emoncms.fault = MARIADB_DOWN
-    process = daemon("inverters", INVERTERS_INTERVAL_S=1)
-    process.wait_for_line("WARNING EmonCMS: .*out of order")
-    assert process.terminate()[0] == 0
-    emoncms.fault = None
-    process.start()
-    emoncms.wait_for(lambda: len(emoncms.rows) >= 12)
-    envoy.wait_for(lambda: len(polls(envoy)) >= 3)
-    assert posted(emoncms) == expected(envoy.inverters)
-
-
-def test_skipped_dead_and_batteries(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """Units without serial number, date or watts are one WARNING and skipped; units silent for a week are one line.
-
-    Dates of 0 or of 2018 occur (HA 103871), and so do 51 units; a serial number listed twice is posted with its newest
-    report. Batteries are posted, but do not count as production. Silence is measured from the newest report, not by
-    this computer's clock.
-    """
-    newest = int(time.time()) - 400 * 86400
-    units = inverters(51, newest)
-    units[1]["devType"] = 11
-    again = {**units[5], "lastReportDate": units[5]["lastReportDate"] - 300}
-    envoy.inverters = [
-        *units,
-        again,
-        {"serialNumber": "122000000001", "lastReportDate": 0, "lastReportWatts": 0, "maxReportWatts": 0},
-        {"lastReportDate": newest, "lastReportWatts": 5, "maxReportWatts": 5},
-        {"serialNumber": "122000000003", "lastReportDate": newest, "lastReportWatts": None, "maxReportWatts": 5},
-        {"serialNumber": "122000000004", "lastReportDate": 1514764800, "lastReportWatts": 7, "maxReportWatts": 9},
-        {"serialNumber": "122000000006", "lastReportDate": 1514764900, "lastReportWatts": 7, "maxReportWatts": 9},
-    ]
-    process = daemon("inverters", INVERTERS_INTERVAL_S=1, environment={"WATCHDOG_USEC": "600000"})
-    envoy.wait_for(lambda: len(polls(envoy)) == 3)
-    emoncms.wait_for(lambda: len(emoncms.rows) >= 51)
-    watts = sum(unit["lastReportWatts"] for unit in units) - units[1]["lastReportWatts"]
-    process.wait_for_notify(rf"STATUS=51 inverters, {watts} W; newest report 400 d \d+ h ago")
-    process.terminate()
-    assert posted(emoncms) == expected(units)
-    (warning,) = [line for line in process.lines if "WARNING gateway: not posted" in line]
-    assert warning.endswith("date or watts: entry 54, inverter 122000000001, inverter 122000000003")
-    (dead,) = [line for line in process.lines if "treated as removed" in line]
-    assert dead.endswith(": 122000000004, 122000000006")
-    (batteries,) = [line for line in process.lines if "AC batteries" in line]
-    assert batteries.endswith(units[1]["serialNumber"])
-
-
-def test_inverters_that_never_reported(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """A list of units that have never reported posts nothing and is no failure."""
-    good, envoy.inverters = envoy.inverters, [{**unit, "lastReportDate": 0} for unit in envoy.inverters]
-    process = daemon("inverters", INVERTERS_INTERVAL_S=1)
-    process.wait_for_line("WARNING gateway: not posted, for lack of a serial number, date or watts")
-    envoy.inverters = good
-    emoncms.wait_for(lambda: len(emoncms.rows) == 12)
-
-
-def test_a_gateways_clock_that_is_off_is_logged(
-    daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS
-) -> None:
-    """The gateway's clock dates the inverters' reports: if it is more than an hour off, one WARNING says so."""
-    serial = f"<device><sn>{envoy.serial}</sn><software>{envoy.firmware}</software><imeter>true</imeter></device>"
-    now = int(time.time()) - 3 * 3600
-    envoy.answers["/info"] = Answer(200, f"<envoy_info><time>{now}</time>{serial}</envoy_info>")
-    process = daemon("inverters", INVERTERS_INTERVAL_S=1)
-    process.wait_for_line("WARNING the gateway's clock, which dates the inverters' reports, is 3 h 0 min behind")
-    emoncms.wait_for(lambda: len(emoncms.rows) == 12)
-
-
-def test_no_page_of_inverters(daemon: StartDaemon, envoy: SimulatedEnvoy) -> None:
-    """R3 answers 404 to the inverters' page: a WARNING says so, with the cure."""
-    envoy.answers[INVERTERS] = Answer(404)
-    process = daemon("inverters")
-    process.wait_for_line("WARNING gateway: this gateway does not list its inverters .*disable --now envoy2emon_inv")
-
-
-def test_user(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """If only the installer may read inverters, the ERROR says what to set, and that works."""
+def test_user(envoy: SimulatedEnvoy) -> None:
+    """If only the installer may read inverters, the refusal says what to set, and that works."""
     envoy.digest.envoy_reads_inverters = False
-    process = daemon("inverters")
-    line = process.wait_for_line("ERROR gateway: .*").string
-    assert "refuses user envoy (401): are ENVOY_INVERTERS_USER and ENVOY_INVERTERS_PASSWORD right?" in line
-    assert "some firmware needs installer" in line
-    process.terminate()
-    process.settings |= {"ENVOY_INVERTERS_USER": "installer", "ENVOY_INVERTERS_PASSWORD": envoy.password}
-    process.start()
-    emoncms.wait_for(lambda: len(emoncms.rows) == 12)
+    with pytest.raises(Refused, match=r"refuses user envoy .*ENVOY_INVERTERS_USER.*some firmware needs installer"):
+        client_at(envoy.host, inverters=True).text(INVERTERS)
+    installer = {"ENVOY_INVERTERS_USER": "installer", "ENVOY_INVERTERS_PASSWORD": envoy.password}
+    assert "serialNumber" in client_at(envoy.host, inverters=True, **installer).text(INVERTERS)
 
 
 GOOD = '[{"serialNumber":"1","lastReportDate":1700000000,"lastReportWatts":1,"maxReportWatts":2}]'
@@ -165,7 +78,7 @@ class ScriptedGateway:
     """Answers or raises as scripted, after so many seconds by its own clock; the script's end ends the poller."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *script: tuple[float, str | Exception]) -> None:
-        self.info = None
+        self.info: Any = None
         self.now = 0.0
         self.asked: list[float] = []
         self.inbox: SimpleQueue[Any] = SimpleQueue()
@@ -188,12 +101,63 @@ class ScriptedGateway:
         assert seconds >= 0
         self.now += seconds
 
-    def poll(self, interval: float) -> list[float]:
-        """Return the times between the starts of all polls."""
+    def poller(self, interval: float) -> Poller:
+        """Return the poller after it has played the whole script."""
         gateway: Any = self
+        poller = Poller(gateway, self.inbox, interval)
         with suppress(StopIteration):
-            Poller(gateway, self.inbox, interval).run(lambda: None)
-        return [round(later - earlier, 3) for earlier, later in pairwise(self.asked)]
+            poller.run(lambda: None)
+        return poller
+
+
+def test_skipped_dead_and_batteries(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Units without serial number, date or watts, units silent for a week, and batteries are one line each.
+
+    Dates of 0 or of 2018 occur (HA 103871). Batteries are posted, but do not count as production. Silence is measured
+    from the newest report, not by this computer's clock.
+    """
+    caplog.set_level("INFO")
+    newest = 1_700_000_000
+    units = inverters(12, newest)
+    units[1]["devType"] = 11
+    never = {"serialNumber": "122000000001", "lastReportDate": 0, "lastReportWatts": 0}
+    nameless = {"lastReportDate": newest, "lastReportWatts": 5}
+    powerless = {"serialNumber": "122000000003", "lastReportDate": newest, "lastReportWatts": None}
+    removed = {"serialNumber": "122000000004", "lastReportDate": 1514764800, "lastReportWatts": 7}
+    answer = json.dumps([*units, never, nameless, powerless, removed, removed | {"serialNumber": "122000000005"}])
+    gateway = ScriptedGateway(monkeypatch, (0.0, json.dumps([never])), (0.0, answer), (0.0, answer))
+    poller = gateway.poller(20)
+    rows: list[Any] = []
+    other: Any = SimpleNamespace(append=rows.extend, status=lambda: "nothing is waiting", tick_now=lambda: None)
+    main = Inverters(other, other, lambda: newest + 400 * 86400.0)
+    main.take(gateway.inbox.get())
+    assert main.status(poller) == "no report yet; nothing is waiting"
+    main.take(gateway.inbox.get())
+    main.take(gateway.inbox.get())
+    assert [row.date for row in rows] == [unit["lastReportDate"] for unit in units]
+    watts = sum(unit["lastReportWatts"] for unit in units) - units[1]["lastReportWatts"]
+    assert main.status(poller) == f"12 inverters, {watts} W; newest report 400 d 0 h ago; nothing is waiting"
+    lacks = "gateway: not posted, for lack of a serial number, date or watts"
+    assert caplog.messages == [
+        f"{lacks}: inverter 122000000001",
+        f"{lacks}: entry 14, inverter 122000000003",
+        "treated as removed and not posted, because they last reported before 2023-11-07: 122000000004, 122000000005",
+        f"AC batteries, posted like inverters but not summed as production: {units[1]['serialNumber']}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "words"), [(-3 * 3600.0, "3 h 0 min behind"), (4000.0, "67 min ahead of"), (60.0, "")]
+)
+def test_a_gateways_clock_that_is_off_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ahead: float, words: str
+) -> None:
+    """The gateway's clock dates the inverters' reports: if it is more than an hour off, one WARNING says so."""
+    gateway = ScriptedGateway(monkeypatch, (0.0, GOOD), (0.0, GOOD))
+    gateway.info = SimpleNamespace(ahead=ahead)
+    gateway.poller(20)
+    said = f"the gateway's clock, which dates the inverters' reports, is {words} this computer's"
+    assert caplog.messages == [said] * bool(words)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +168,11 @@ class ScriptedGateway:
         # However short the interval, a slow gateway is left alone for as long as its answer took.
         (1, [(15.0, GOOD), (15.0, GOOD), (0.0, GOOD), (0.0, GOOD)], [30, 30, 1]),
         # A failure doubles the time, up to five minutes; the next good answer resets it.
-        (20, [(0.0, GOOD), *[(5.0, Lost("away"))] * 6, (0.0, GOOD), (0.0, GOOD)], [20, 40, 80, 160, 300, 300, 300, 20]),
-        (20, [(0.0, GOOD), *[(5.0, "[]")] * 6, (0.0, GOOD), (0.0, GOOD)], [20, 40, 80, 160, 300, 300, 300, 20]),
-        (20, [*[(0.0, NotFound("404"))] * 2, (0.0, GOOD), (0.0, GOOD)], [40, 80, 20]),
+        (
+            20,
+            [(0.0, GOOD), *[(5.0, Lost("away")), (5.0, "[]"), (5.0, NotFound("404"))] * 2, (0.0, GOOD), (0.0, GOOD)],
+            [20, 40, 80, 160, 300, 300, 300, 20],
+        ),
         # An interval above five minutes is kept whatever fails.
         (900, [(1.0, Lost("away")), (500.0, GOOD), (0.0, GOOD)], [900, 900]),
         # Wrong credentials are tried again five minutes after each refusal.
@@ -217,15 +183,25 @@ def test_when_the_gateway_is_polled(
     monkeypatch: pytest.MonkeyPatch, interval: float, script: list[tuple[float, str | Exception]], expected: list[float]
 ) -> None:
     """The gateway is never polled more often than the owner says, and less while it is slow, fails or refuses."""
-    assert ScriptedGateway(monkeypatch, *script).poll(interval) == expected
+    gateway = ScriptedGateway(monkeypatch, *script)
+    gateway.poller(interval)
+    assert [round(later - earlier, 3) for earlier, later in pairwise(gateway.asked)] == expected
+
+
+SWITCH_OFF = "if it never does, switch this daemon off: sudo systemctl disable --now envoy2emon_inv"
 
 
 @pytest.mark.parametrize(
-    "answer", ["[]", "<html><body>busy</body></html>", GOOD[:30], '{"error": 3}', "[[[" * 1_000, ""]
+    ("answer", "words"),
+    [
+        ("[]", "the inverters' answer is an empty list"),  # at night
+        (NotFound("404"), f"this gateway does not list its inverters (404): {SWITCH_OFF}"),  # R3
+    ],
 )
-def test_bad_answers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: str) -> None:
-    """[] at night, an HTML page, cut JSON, a wrong type: each is logged once and crashes nothing."""
-    ScriptedGateway(monkeypatch, (0.0, answer), (0.0, answer), (0.0, GOOD)).poll(20)
+def test_no_inverters(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: str | Exception, words: str
+) -> None:
+    """An answer without inverters is one WARNING, with the cure if the gateway may never list them."""
+    ScriptedGateway(monkeypatch, (0.0, answer), (0.0, answer), (0.0, GOOD)).poller(20)
     (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert record.getMessage().startswith("gateway: the inverters' answer is ")
+    assert (record.levelname, record.getMessage()) == ("WARNING", f"gateway: {words}")

@@ -68,9 +68,7 @@ def test_what_is_told_again() -> None:
     assert judge(told, [], [], Diary(kills=[105.0])).lost == 1
 
 
-@pytest.mark.parametrize(
-    ("dates", "error"), [([0, 10, 10, 20], 0.0), ([0, 10, 20, 10, 20], 0.01), ([0, 10, 0, 10], 0.01)]
-)
+@pytest.mark.parametrize(("dates", "error"), [([0, 10, 10, 20], 0.0), ([0, 10, 20, 10, 20], 0.01)])
 def test_energy(dates: list[int], error: float) -> None:
     """The integral counts each date once, so what `power to kWh` counts twice is the error."""
     account = Account()

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from threading import Event
 
-from envoy2emon.demo.emoncms import HoldsUp, StandInEmonCMS
+import pytest
+
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from tests.conftest import StartDaemon
 from tests.test_stream import numbered, wait_for_rows
@@ -109,6 +111,7 @@ def latencies_under_bad_requests(envoy: SimulatedEnvoy, emoncms: StandInEmonCMS,
         return post_latencies(envoy, emoncms, 120)
 
 
+@pytest.mark.timeout(120)  # five rounds take a minute beside other tests
 def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
     """With 31 viewers, every kind of bad request at once leaves the posts' p99 below twice that without them.
 
@@ -139,40 +142,12 @@ def test_posts_stay_prompt(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: 
     assert envoy.open_streams == 1
 
 
-def test_the_page_goes_on_while_emoncms_hangs(
-    daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS
-) -> None:
-    """A viewer gets each reading while a post to EmonCMS is never answered."""
-    emoncms.fault = HoldsUp()
-    port = free_port()
-    stream = daemon("stream", LIVE_LISTEN=f"127.0.0.1:{port}")
-    stream.wait_for_line("INFO live page on")
-    envoy.wait_for_stream()
-    with watch(port) as viewer:
-        for number in range(3000, 3003):
-            envoy.emit(numbered(number))
-            received = b""
-            wanted = b'event: solar_data\ndata: {"p":%d,' % int(number + 0.5 + 49.576 + 42.27)
-            while wanted not in received:
-                received += viewer.recv(4096)
-
-
 def test_a_taken_port_stops_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """If another program holds the port, an ERROR says what to do, and posting goes on."""
+    """If another program holds the port, an ERROR says what to do, STATUS= says so too, and posting goes on."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         stream = daemon("stream", LIVE_LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
         stream.wait_for_line("ERROR no live page on LIVE_LISTEN=127.0.0.1:.*PORT")
         envoy.wait_for_stream()
         envoy.emit(numbered(1))
         wait_for_rows(emoncms, 1)
-
-
-def test_off_means_no_socket_and_no_import(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
-    """Without LIVE_LISTEN the daemon imports neither the page nor asyncio."""
-    stream = daemon("stream", environment={"PYTHONPROFILEIMPORTTIME": "1"})
-    envoy.wait_for_stream()
-    envoy.emit(numbered(1))
-    wait_for_rows(emoncms, 1)
-    imported = {line.rpartition("|")[2].strip() for line in stream.lines if line.startswith("import time:")}
-    assert "envoy2emon.stream" in imported
-    assert not {"envoy2emon.live.server", "envoy2emon.live.http", "asyncio"} & imported
+        stream.wait_for_notify("no live page on 127.0.0.1:")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,8 +25,7 @@ def _root_logger() -> Iterator[None]:
     before = root.handlers[:], root.level, urllib3.level, logging.raiseExceptions
     yield
     for handler in set(root.handlers) - set(before[0]):
-        with suppress(OSError):  # on /dev/full
-            handler.close()
+        handler.close()
     root.handlers[:], root.level, urllib3.level, logging.raiseExceptions = before
     root.setLevel(before[1])  # this also clears logging's cache of enabled levels
 
@@ -50,14 +48,12 @@ def fail(words: str) -> None:
         logging.getLogger("x").exception("it failed")
 
 
-@pytest.mark.parametrize(
-    ("level", "number"), [("DEBUG", 7), ("INFO", 6), ("WARNING", 4), ("ERROR", 3), ("CRITICAL", 2)]
-)
-def test_the_journal_gets_levels_and_no_time(capfd: pytest.CaptureFixture[str], level: str, number: int) -> None:
+def test_the_journal_gets_levels_and_no_time(capfd: pytest.CaptureFixture[str]) -> None:
     """Under the journal a line is its syslog priority and the message, because the journal adds the time itself."""
     log.setup(journal(), "DEBUG")
-    logging.getLogger("x").log(logging.getLevelName(level), "%d rows", 7)
-    assert capfd.readouterr().err == f"<{number}>7 rows\n"
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+        logging.getLogger("x").log(level, "%d rows", 7)
+    assert capfd.readouterr().err == "<7>7 rows\n<6>7 rows\n<4>7 rows\n<3>7 rows\n<2>7 rows\n"
 
 
 def test_each_line_of_a_traceback_has_its_level(capfd: pytest.CaptureFixture[str]) -> None:
@@ -72,18 +68,12 @@ def test_each_line_of_a_traceback_has_its_level(capfd: pytest.CaptureFixture[str
     assert lines[-2:] == ["<3>RuntimeError: one", "<3>two"]
 
 
-@pytest.mark.parametrize("environ", [{}, {"JOURNAL_STREAM": "1:2"}, {"JOURNAL_STREAM": ""}])
+@pytest.mark.parametrize("environ", [{}, {"JOURNAL_STREAM": "1:2"}])
 def test_a_terminal_gets_time_and_level(environ: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
     """If stderr is not the journal, even under a service whose stderr is, a line has UTC and the level's name."""
     log.setup(environ)
     logging.getLogger("x").warning("away")
     assert re.fullmatch(f"{TIME} WARNING away\n", capfd.readouterr().err)
-
-
-def test_a_closed_stderr_harms_nobody(tmp_path: Path) -> None:
-    """A daemon that is started without a stderr exits as it would with one."""
-    command = ["sh", "-c", 'exec "$0" -m envoy2emon stream 2>&-', sys.executable]
-    assert subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(PROJECT)}, check=False).returncode == 78
 
 
 def test_the_level_holds(capfd: pytest.CaptureFixture[str]) -> None:
@@ -125,22 +115,16 @@ def test_logrotate_may_move_the_file(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_had_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """If LOG_FILE's directory is missing or it is not a plain file, a WARNING says so and lines go to stderr only."""
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "link").symlink_to("fifo")
-    plain = "it is not a plain file"
     for file, reason in {
         tmp_path / "no" / "x.log": "No such file or directory",
-        tmp_path: plain,
-        tmp_path / "fifo": plain,  # opening it would wait for a reader
-        tmp_path / "link": plain,
-        Path("/dev/tty"): plain,
+        tmp_path: "it is not a plain file",
+        tmp_path / "fifo": "it is not a plain file",  # opening it would wait for a reader
     }.items():
         log.setup({}, "INFO", file)
         logging.getLogger("x").info("on")
         warning, line = capfd.readouterr().err.splitlines()
-        assert warning.endswith(
-            f"WARNING LOG_FILE {file} cannot be written ({reason}), so nothing is logged there: "
-            "set one below /var/log/envoy2emon"
-        )
+        cure = "so nothing is logged there: set one below /var/log/envoy2emon"
+        assert warning.endswith(f"WARNING LOG_FILE {file} cannot be written ({reason}), {cure}")
         assert line.endswith("INFO on")
 
 
@@ -150,18 +134,11 @@ def test_a_file_that_is_lost_harms_nobody(tmp_path: Path, capfd: pytest.CaptureF
     folder.mkdir()
     log.setup({}, "INFO", folder / "stream.log")
     folder.rename(moved)
-    logging.getLogger("x").info("lost 0")
+    logging.getLogger("x").info("lost")
     folder.mkdir()
-    os.mkfifo(folder / "stream.log")
-    logging.getLogger("x").info("lost 1")
-    (folder / "stream.log").unlink()
     logging.getLogger("x").info("back")
     assert (folder / "stream.log").read_text().endswith("INFO back\n")
-    assert [line.split(" ", 2)[2] for line in capfd.readouterr().err.splitlines()] == [
-        "lost 0",
-        "lost 1",
-        "back",
-    ]
+    assert [line.split()[-1] for line in capfd.readouterr().err.splitlines()] == ["lost", "back"]
 
 
 def test_a_full_disk_harms_nobody(tmp_path: Path) -> None:

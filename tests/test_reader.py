@@ -2,18 +2,15 @@
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from queue import SimpleQueue
-from threading import Event, Thread
 from typing import Any
 
 import pytest
 
-from envoy2emon.demo.gateway import SimulatedEnvoy, make_token
-from envoy2emon.demo.logins import STREAM
 from envoy2emon.demo.site import THREE_PHASE_EVENT, reports
 from envoy2emon.gateway.bursts import Arrival
 from envoy2emon.gateway.client import METERS, REPORTS, Lost, NotFound, Refused
@@ -22,8 +19,7 @@ from envoy2emon.gateway.reader import NO_METERS, STREAM_AGAIN_S, Reader
 from envoy2emon.gateway.readings import parse_event
 from envoy2emon.outage import REFUSED_WAIT_S
 from tests import fixtures
-from tests.certificates import Certificate
-from tests.gateways import asked, client_of, settings_of
+from tests.gateways import settings_of
 
 EVENT = f"data: {THREE_PHASE_EVENT}\n\n".encode()
 LISTED = json.dumps([{"measurementType": "production", "state": "enabled"}])
@@ -37,8 +33,9 @@ class _End(Exception):
 class Script:
     """A gateway with its own clock that follows a script: for each request, an error or an answer.
 
-    stream: an error, or a list of chunks: seconds until an event comes, or bytes. reports: an error, the seconds that
-    an answer takes (it has a new date every two seconds), or its text. Where the script ends, so does the reader.
+    stream: an error, or a list of chunks: bytes, which come after a second, or the seconds until an event comes.
+    reports: an error, the seconds that an answer takes (it has a new date every two seconds), or its text. Where the
+    script ends, so does the reader.
     """
 
     def __init__(
@@ -52,20 +49,17 @@ class Script:
         self.now = 0.0
         self.asked: list[tuple[str, float]] = []
         self.waits: list[float] = []
-        self.inbox: SimpleQueue[Arrival | None] = SimpleQueue()
-        self.jitter = 0.0
-        self.meters = meters
+        self._inbox: SimpleQueue[Arrival | None] = SimpleQueue()
+        self._meters = meters
         self._stream, self._reports = iter(stream), iter(reports or [])
         gateway: Any = self
-        self.reader = Reader(
-            gateway, self.inbox, settings_of(**more), lambda: self.now, lambda: self.jitter, self._wait
-        )
+        self.reader = Reader(gateway, self._inbox, settings_of(**more), lambda: self.now, lambda: 0.0, self._wait)
 
     def run(self) -> list[Arrival]:
         """Run the reader to the end of the script, and return what arrived."""
         with pytest.raises(_End):
             self.reader.run(lambda: None)
-        arrived = [self.inbox.get() for _ in range(self.inbox.qsize())]
+        arrived = [self._inbox.get() for _ in range(self._inbox.qsize())]
         return [arrival for arrival in arrived if arrival]
 
     def times(self, page: str) -> list[float]:
@@ -73,34 +67,30 @@ class Script:
         return [at for each, at in self.asked if each == page]
 
     @contextmanager
-    def stream(self, silence: float) -> Iterator[Iterator[bytes]]:
+    def stream(self, _silence: float) -> Iterator[Iterator[bytes]]:
         """Stand in for Gateway.stream."""
         self.asked.append(("stream", self.now))
-        yield self._pieces(self._next(self._stream), silence)
+        yield self._chunks(self._next(self._stream))
 
-    def _pieces(self, happens: list[float | bytes], silence: float) -> Iterator[bytes]:
-        for each in happens:
-            if isinstance(each, bytes):
-                yield each
-            else:
-                self.now += min(each, silence)
-                if each > silence:
-                    raise Lost("silent")
-                yield EVENT
+    def _chunks(self, script: list[float | bytes]) -> Iterator[bytes]:
+        for each in script:
+            took, data = (1.0, each) if isinstance(each, bytes) else (each, EVENT)
+            self.now += took
+            yield data
         raise Lost("the stream has ended")
 
-    def text(self, path: str, _patience: float = 60) -> str:
+    def text(self, path: str, _patience: float) -> str:
         """Stand in for Gateway.text."""
         if path == METERS:
-            if isinstance(self.meters, Exception):
-                raise self.meters
-            return str(self.meters)
+            if isinstance(self._meters, Exception):
+                raise self._meters
+            return self._meters
         assert path == REPORTS
         self.asked.append(("reports", self.now))
-        took = self._next(self._reports)
-        if isinstance(took, str):
-            return took
-        self.now += took
+        answer = self._next(self._reports)
+        if isinstance(answer, str):
+            return answer
+        self.now += answer
         return json.dumps(reports(THREE_PHASE_EVENT, int(self.now / 2) + 1))
 
     def _next(self, script: Iterator[Any]) -> Any:  # noqa: ANN401
@@ -127,14 +117,10 @@ AWAY, DENIED, MISSING = Lost("away"), NotFound("not for owners"), NotFound("answ
 
 
 def test_backoff() -> None:
-    """Waits double from 1 s to 30 s, so there are at most six attempts in any minute; jitter only lengthens waits."""
-    for jitter in (0.0, 1.0):
-        script = Script(*[AWAY] * 30)
-        script.jitter = jitter
-        script.run()
-        assert script.waits == pytest.approx([wait * (1 + 0.2 * jitter) for wait in (1, 2, 4, 8, 16, *[30] * 25)])
-        attempts = script.times("stream")
-        assert all(len([at for at in attempts if start <= at < start + 60]) <= 6 for start in attempts)
+    """Waits double from 1 s to 30 s, so there are at most six attempts in any minute."""
+    script = Script(*[AWAY] * 8)
+    script.run()
+    assert script.waits == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
 def test_flapping_is_no_recovery() -> None:
@@ -145,22 +131,10 @@ def test_flapping_is_no_recovery() -> None:
 
 
 def test_refused_once_in_five_minutes() -> None:
-    """After Refused there is one attempt in five minutes; it neither lengthens nor shortens the other waits."""
-    script = Script(AWAY, Refused("no"), Refused("no"), AWAY)
+    """After Refused there is one attempt in five minutes, at the stream; the other waits stay as they are."""
+    script = Script(AWAY, DENIED, Refused("no"), AWAY, reports=[Refused("no")])
     script.run()
     assert script.waits == [1, REFUSED_WAIT_S, REFUSED_WAIT_S, 2]
-
-
-def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A long outage is logged once when it begins and once when it ends, with how long it lasted."""
-    caplog.set_level("INFO", "envoy2emon.outage")
-    Script(*[AWAY] * 20, [59.0, 2.0], AWAY).run()
-    lines = [(record.levelname, record.getMessage()) for record in caplog.records if "outage" in record.name]
-    assert lines == [
-        ("WARNING", "gateway: away"),
-        ("INFO", "gateway: back after 9 min"),
-        ("WARNING", "gateway: the stream has ended"),
-    ]
 
 
 # --- The stream
@@ -168,10 +142,8 @@ def test_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_comes_goes_on_at_once() -> None:
     """An opened connection gives an Arrival without readings; each chunk's events give one with the time they came."""
-    half = EVENT[:500]
-    script = Script([1.0, half, EVENT[500:] + EVENT, b": nothing\n\n", 2.0])
-    arrivals = script.run()
-    assert [(arrival.at, len(arrival.readings)) for arrival in arrivals] == [(0.0, 0), (1.0, 1), (1.0, 2), (3.0, 1)]
+    arrivals = Script([1.0, EVENT[:500], EVENT[500:] + EVENT, b": nothing\n\n", 2.0]).run()
+    assert [(arrival.at, len(arrival.readings)) for arrival in arrivals] == [(0.0, 0), (1.0, 1), (3.0, 2), (6.0, 1)]
     assert arrivals[1].readings == (parse_event(THREE_PHASE_EVENT, 1.0),)
 
 
@@ -190,6 +162,22 @@ def test_garbage_costs_no_connection(caplog: pytest.LogCaptureFixture) -> None:
     assert [words for words in said(caplog, "WARNING") if "skipped" in words] == [
         "gateway: skipped something that is not a reading: not JSON: '{\"production\":'"
     ]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "words"),
+    [
+        ([b"d"] * 61, "the stream has sent no event for 60 s"),
+        ([b"d" * 70_000], "the stream sends a line of more than 65536 bytes"),
+    ],
+    ids=["dripping", "flooding"],
+)
+def test_bytes_without_events(caplog: pytest.LogCaptureFixture, chunks: list[float | bytes], words: str) -> None:
+    """A stream that sends bytes but no events is an outage, is logged once, and is opened again."""
+    script = Script(chunks, AWAY)
+    script.run()
+    assert said(caplog, "WARNING") == [f"gateway: {words}"]
+    assert len(script.times("stream")) == 3
 
 
 # --- The reports
@@ -243,21 +231,14 @@ def test_reports_that_stand_still() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reports", "metered", "meters"),
-    [
-        ([MISSING], False, MISSING),
-        (["[]"], False, MISSING),
-        (["[]"], True, "[]"),
-        (['[{"createdAt":1,"reportType":"production","lines":[]}]'], True, "[]"),
-        ([MISSING], True, "[]"),
-    ],
+    ("answer", "metered", "meters"), [(MISSING, False, MISSING), ("[]", True, "[]")], ids=["firmware 3", "8"]
 )
 def test_no_meters(
-    caplog: pytest.LogCaptureFixture, reports: list[Any], meters: str | Exception, *, metered: bool
+    caplog: pytest.LogCaptureFixture, answer: str | Exception, meters: str | Exception, *, metered: bool
 ) -> None:
     """A lack of meters is logged once, with the cure but not as an ERROR, and is checked again every five minutes."""
-    script = Script(*[MISSING] * 3, reports=reports * 3, meters=meters)
-    script.info = Info("http://envoy", "122112345678", "R3.9.36", needs_token=False, metered=metered, ahead=None)
+    script = Script(*[MISSING] * 3, reports=[answer] * 3, meters=meters)
+    script.info = replace(METERED, metered=metered)
     assert script.run() == []
     assert script.times("stream") == [0, REFUSED_WAIT_S, 2 * REFUSED_WAIT_S, 3 * REFUSED_WAIT_S]
     assert said(caplog, "ERROR") == []
@@ -266,9 +247,10 @@ def test_no_meters(
     assert "sudo systemctl disable --now envoy2emon" in NO_METERS
 
 
-def test_meters_that_are_only_silent() -> None:
-    """Empty reports from a gateway that lists meters are not a reading, and reports are still asked for."""
-    script = Script(DENIED, reports=["[]", "[]", 0.0])
+@pytest.mark.parametrize("meters", [LISTED, MISSING, "<html>"])
+def test_meters_that_are_only_silent(meters: str | Exception) -> None:
+    """Empty reports are not a reading, but unless the gateway says that it has no meters, they are asked for again."""
+    script = Script(DENIED, reports=["[]", "[]", 0.0], meters=meters)
     assert len(script.run()) == 1
     assert script.waits[:2] == [1, 1]
 
@@ -292,102 +274,3 @@ def test_meters_that_are_not_listed(caplog: pytest.LogCaptureFixture, meters: st
     """If the meters are not listed, as by firmware before 4, or the page fails, readings arrive without a warning."""
     assert len(Script([1.0, 1.0], meters=meters).run()) == 3
     assert not [words for words in said(caplog, "WARNING") if "meter" in words]
-
-
-# --- With a gateway
-
-
-@pytest.fixture
-def follow() -> Iterator[Callable[[SimulatedEnvoy], SimpleQueue[Arrival | None]]]:
-    """Return a function that starts a reader of a gateway and returns its inbox; waits are a tenth as long."""
-    ended, threads = Event(), list[Thread]()
-
-    def alive() -> None:
-        if ended.is_set():
-            raise _End
-
-    def start(envoy: SimulatedEnvoy) -> SimpleQueue[Arrival | None]:
-        inbox: SimpleQueue[Arrival | None] = SimpleQueue()
-        gateway = client_of(envoy, ENVOY_TOKEN=make_token(envoy.serial, time.time() + 86_400))
-        reader = Reader(gateway, inbox, settings_of(), wait=lambda seconds: ended.wait(seconds / 10))
-
-        def run() -> None:
-            with suppress(_End):
-                reader.run(alive)
-
-        threads.append(Thread(target=run, daemon=True))
-        threads[-1].start()
-        return inbox
-
-    yield start
-    ended.set()
-    for thread in threads:
-        thread.join(10)
-
-
-Follow = Callable[[SimulatedEnvoy], SimpleQueue[Arrival | None]]
-
-
-def sections(inbox: SimpleQueue[Arrival | None]) -> Any:  # noqa: ANN401
-    """Return the sections of the next reading."""
-    while True:
-        arrival = inbox.get(timeout=10)
-        assert arrival
-        if arrival.readings:
-            return arrival.readings[0].sections
-
-
-@pytest.mark.parametrize("firmware", ["D5.0.62", "D7.0.88", "D7.6.175", "D8.3.6086"])
-def test_firmware(certificate: Certificate, follow: Follow, firmware: str) -> None:
-    """With an owner's token each firmware gives its readings, by the stream or by the reports."""
-    with SimulatedEnvoy(tls=certificate.context) as envoy:
-        fixtures.load(envoy, firmware)
-        envoy.metered = True
-        event = envoy.event = fixtures.events(firmware)[0]
-        envoy.reports = reports(event, int(time.time()))
-        inbox = follow(envoy)
-        if firmware != "D7.6.175":
-            envoy.wait_for_stream()
-            envoy.emit(event)
-        got = sections(inbox)
-        sent = parse_event(event, 0.0).sections
-        assert {name: {phase: sent[name][phase] for phase in phases} for name, phases in got.items()} == got
-        assert list(got) == list(sent)
-        envoy.wait_for(lambda: any(path == METERS for path, _ in asked(envoy)))
-
-
-@pytest.mark.parametrize(
-    ("name", "pages"),
-    [
-        ("one_line", [(STREAM, 401), (STREAM, 401), (REPORTS, 200)]),
-        ("load_only", [(STREAM, 200)]),
-        ("empty_reports", [(STREAM, 401), (REPORTS, 200)]),
-    ],
-)
-def test_site(certificate: Certificate, follow: Follow, name: str, pages: list[tuple[str, int]]) -> None:
-    """A site's reading is what its reports say; where they are empty, the list of meters is asked for."""
-    with SimulatedEnvoy(tls=certificate.context) as envoy:
-        fixtures.load_site(envoy, name)
-        inbox = follow(envoy)
-        if pages == [(STREAM, 200)]:
-            envoy.wait_for_stream()
-            envoy.emit(envoy.event)
-        if envoy.reports:
-            assert sections(inbox) == parse_event(envoy.event, 0.0).sections
-        else:
-            envoy.wait_for(lambda: (METERS, 200) in asked(envoy))
-        seen = [(path, status) for path, status in asked(envoy) if path in (STREAM, REPORTS)]
-        assert set(pages) <= set(seen)
-
-
-def test_from_stream_to_reports_and_back(certificate: Certificate, follow: Follow) -> None:
-    """After an update that closes the stream to owners, the reports give the same readings."""
-    with SimulatedEnvoy("D7.0.88", tls=certificate.context) as envoy:
-        inbox = follow(envoy)
-        envoy.wait_for_stream()
-        envoy.emit(THREE_PHASE_EVENT)
-        before = sections(inbox)
-        envoy.reports = reports(THREE_PHASE_EVENT, int(time.time()))
-        envoy.upgrade("D7.6.175")
-        assert sections(inbox) == before
-        assert envoy.open_streams == 0

@@ -5,14 +5,11 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from envoy2emon.demo import site
 from envoy2emon.gateway.readings import PHASES, InverterReport, MeterReading, parse_event
 from envoy2emon.rows import KEY_NAMES, Row, Selection, inverter_row, not_applied, stream_inputs
 
-SECTIONS = {"prod": "production", "cons": "total-consumption", "net": "net-consumption"}
 FORUM_KEYS = ("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor")
 
 # The project's first event as 36 inputs, named as by the forum scripts; each line has its values in FORUM_KEYS' order.
@@ -44,7 +41,7 @@ def selection(
 def watts(prod: str | None, cons: str | None, net: str | None) -> MeterReading:
     """Make a reading of one phase from these watts; None: the gateway did not send them."""
     values = {"production": prod, "total-consumption": cons, "net-consumption": net}
-    return MeterReading(1.0, {name: {"ph-a": {"p": Decimal(p)} if p else {}} for name, p in values.items()})
+    return MeterReading(1.0, {name: {"ph-a": {"p": Decimal(p)}} for name, p in values.items() if p})
 
 
 def digits(inputs: Mapping[str, Decimal]) -> dict[str, str]:
@@ -62,7 +59,7 @@ def test_the_three_phase_event_gives_36_inputs() -> None:
 
 
 def test_every_key_has_its_quantity() -> None:
-    """The seven keys give the gateway's seven quantities."""
+    """The seven keys give the gateway's seven quantities of the chosen section and phase, and nothing else."""
     keys = ("wNow", "reactPower", "apprntPwr", "rmsVoltage", "rmsCurrent", "pwrFactor", "frequency")
     row = stream_inputs(parse_event(site.THREE_PHASE_EVENT, 0), selection(("net",), ("ph-b",), keys))
     expected = ("529.541", "-331.655", "655.161", "248.442", "2.644", "0.81", "50.0")
@@ -70,42 +67,16 @@ def test_every_key_has_its_quantity() -> None:
     assert set(keys) == set(KEY_NAMES)
 
 
-@settings(deadline=None)
-@given(
-    sections=st.lists(st.sampled_from(list(SECTIONS)), unique=True),
-    phases=st.lists(st.sampled_from(PHASES), unique=True),
-    keys=st.lists(st.sampled_from(list(KEY_NAMES)), unique=True),
-    net_calculated=st.booleans(),
-)
-def test_a_selection_selects_and_changes_nothing(
-    sections: list[str], phases: list[str], keys: list[str], *, net_calculated: bool
-) -> None:
-    """STREAM_SECTIONS, STREAM_PHASES and STREAM_KEYS choose among all inputs, and do not change those they choose."""
-    reading = parse_event(site.THREE_PHASE_EVENT, 0)
-    everything = selection(keys=tuple(KEY_NAMES), min_production="50", net_calculated=net_calculated)
-    some = selection(tuple(sections), tuple(phases), tuple(keys), "50", net_calculated=net_calculated)
-    names = {f"{section}_{phase}_{key}" for section in sections for phase in phases for key in keys}
-    every = stream_inputs(reading, everything)
-    assert stream_inputs(reading, some) == {name: every[name] for name in names}
-
-
-@pytest.mark.parametrize("section", SECTIONS)
-def test_nothing_is_invented(section: str) -> None:
-    """A section, phase or value that the gateway did not send has no input; an earlier event's is not used."""
+def test_nothing_is_invented() -> None:
+    """A section, phase or value that the gateway did not send has no input."""
+    whole = stream_inputs(parse_event(site.THREE_PHASE_EVENT, 0), selection())
     event = json.loads(site.THREE_PHASE_EVENT)
-    whole = digits(stream_inputs(parse_event(site.THREE_PHASE_EVENT, 0), selection()))
-    del event[SECTIONS[section]]["ph-a"]["v"], event[SECTIONS[section]]["ph-b"]
-    gone = [f"{section}_ph-a_rmsVoltage", *(f"{section}_ph-b_{key}" for key in FORUM_KEYS)]
-    row = stream_inputs(parse_event(json.dumps(event), 0), selection())
-    assert digits(row) == {name: text for name, text in whole.items() if name not in gone}
-    del event[SECTIONS[section]]
-    row = stream_inputs(parse_event(json.dumps(event), 0), selection())
-    assert digits(row) == {name: text for name, text in whole.items() if not name.startswith(section)}
-
-
-def test_a_reading_without_selected_values_gives_an_empty_row() -> None:
-    """A reading without any selected value gives no inputs."""
-    assert stream_inputs(watts("1", None, None), selection(("cons", "net"))) == {}
+    del event["production"]["ph-a"]["p"], event["total-consumption"]["ph-b"], event["net-consumption"]
+    assert stream_inputs(parse_event(json.dumps(event), 0), selection()) == {
+        name: value
+        for name, value in whole.items()
+        if name != "prod_ph-a_wNow" and not name.startswith(("cons_ph-b_", "net_"))
+    }
 
 
 @pytest.mark.parametrize(
@@ -114,11 +85,8 @@ def test_a_reading_without_selected_values_gives_an_empty_row() -> None:
         ("0", "-2.125", "-2.125"),
         ("0", "-0.0", "-0.0"),
         ("5", "-2.125", "0"),
-        ("5", "-0.0", "0"),
         ("5", "4.999", "0"),
         ("5", "5.00", "5.00"),
-        ("5", "1200.5", "1200.5"),
-        ("0.5", "0.499", "0"),
     ],
 )
 def test_small_production_counts_as_nothing(least: str, prod: str, expected: str) -> None:
@@ -127,24 +95,24 @@ def test_small_production_counts_as_nothing(least: str, prod: str, expected: str
     assert digits(row) == {"prod_ph-a_wNow": expected, "cons_ph-a_wNow": "3.1", "net_ph-a_wNow": "2.2"}
 
 
-def test_small_production_touches_watts_alone() -> None:
-    """A phase that counts as 0 W keeps the gateway's voltage, current and all other values."""
+def test_the_rules_change_watts_alone() -> None:
+    """Small production and calculated net change watts; voltage, current and power factor are the gateway's."""
     reading = parse_event(site.THREE_PHASE_EVENT, 0)
-    before, after = (stream_inputs(reading, selection(min_production=least)) for least in ("0", "50"))
-    assert {name: str(after[name]) for name in after if after[name] != before[name]} == {
+    measured = stream_inputs(reading, selection())
+    changed = stream_inputs(reading, selection(min_production="50", net_calculated=True))
+    assert {name: str(changed[name]) for name in changed if changed[name] != measured[name]} == {
         "prod_ph-b_wNow": "0",
         "prod_ph-c_wNow": "0",
+        "net_ph-b_wNow": "579.117",
+        "net_ph-c_wNow": "373.775",
     }
 
 
 @pytest.mark.parametrize(
     ("prod", "cons", "least", "net"),
     [
-        ("54.745", "1239.019", "0", "1184.274"),
         ("3000.1", "0.2", "0", "-2999.9"),
-        ("-2.125", "100.5", "0", "102.625"),
         ("-2.125", "100.5", "5", "100.5"),
-        ("5", "100.5", "5", "95.5"),
         (None, "100.5", "0", None),
         ("54.745", None, "0", None),
     ],
@@ -155,37 +123,24 @@ def test_net_can_be_calculated(prod: str | None, cons: str | None, least: str, n
     assert digits(stream_inputs(watts(prod, cons, "7777"), chosen)) == ({"net_ph-a_wNow": net} if net else {})
 
 
-def test_calculated_net_keeps_its_other_values() -> None:
-    """Voltage, current and power factor of net are measured, whatever STREAM_NET says."""
-    reading = parse_event(site.THREE_PHASE_EVENT, 0)
-    measured = stream_inputs(reading, selection())
-    calculated = stream_inputs(reading, selection(net_calculated=True))
-    assert {name for name in measured if measured[name] != calculated[name]} <= {
-        f"net_{phase}_wNow" for phase in PHASES
-    }
-
-
-@settings(deadline=None)
-@given(
-    st.decimals(allow_nan=False, allow_infinity=False, places=3) | st.sampled_from([Decimal("-0.0"), Decimal("1e3")])
-)
-def test_a_row_is_written_in_the_gateways_digits(value: Decimal) -> None:
+def test_a_row_is_written_in_the_gateways_digits() -> None:
     """A row's JSON has each value in the digits in which it came."""
-    text = Row(0, {"prod_ph-a_wNow": value, "b": Decimal("50.00")}).json()
-    numbers = json.loads(text, parse_float=Decimal, parse_int=Decimal)
-    assert numbers["prod_ph-a_wNow"].as_tuple() == value.as_tuple()
-    assert text.endswith('"b":50.00}')
+    row = Row(0, {"a": Decimal("-0.0"), "b": Decimal("50.00"), "c": Decimal("1e3")})
+    assert row.json() == '{"a":-0.0,"b":50.00,"c":1E+3}'
 
 
 def test_a_phase_without_panels_counts_as_nothing_in_the_calculated_net() -> None:
-    """Load-only CTs may measure three phases beside one of production: without panels, net is the consumption."""
+    """Load-only CTs may measure three phases beside one of production: net is the consumption where no panels are.
+
+    A phase whose production was not sent has no net.
+    """
     phases = {phase: {"p": Decimal(400)} for phase in PHASES}
-    reading = MeterReading(0, {"production": {"ph-a": {"p": Decimal(1000)}}, "total-consumption": phases})
+    production = {"ph-a": {"p": Decimal(1000)}, "ph-b": {"v": Decimal(230)}}
+    reading = MeterReading(0, {"production": production, "total-consumption": phases})
     chosen = selection(("prod", "net"), keys=("wNow",), net_calculated=True)
     assert digits(stream_inputs(reading, chosen)) == {
         "prod_ph-a_wNow": "1000",
         "net_ph-a_wNow": "-600",
-        "net_ph-b_wNow": "400",
         "net_ph-c_wNow": "400",
     }
 
@@ -193,7 +148,7 @@ def test_a_phase_without_panels_counts_as_nothing_in_the_calculated_net() -> Non
 @pytest.mark.parametrize("section", ["storage", "backfeed", "load", "evse", "pv3p"])
 def test_other_meters_become_inputs_if_they_are_named(section: str) -> None:
     """A battery, a charger and the like have inputs under their own names, but only if STREAM_SECTIONS names them."""
-    reading = MeterReading(0, {section: {"ph-a": {"p": Decimal("-2580.5")}}})
+    reading = parse_event(f'{{"{section}":{{"ph-a":{{"p":-2580.5}}}}}}', 0)
     assert digits(stream_inputs(reading, selection((section,)))) == {f"{section}_ph-a_wNow": "-2580.5"}
     assert stream_inputs(reading, selection()) == {}
 
@@ -213,11 +168,9 @@ ROWS = [Row(date, {"a": Decimal(date), "b": Decimal(0)}) for date in (10, 11, 12
     ("shown", "first"),
     [
         ({}, 10),  # a node that is new
-        ({"a": 9, "b": 9}, 10),  # the rows before these
         ({"a": 12, "b": 12}, 12),  # the newest one shown goes again
         ({"a": 13, "b": 12}, 13),  # EmonCMS stopped in the middle of a row
         ({"a": 11}, 11),  # an input that it does not show yet
-        ({"a": 13, "b": 13}, 13),
         ({"a": 99, "b": 0}, 10),  # another sender's date, and one that a restart of Redis has lost
     ],
 )

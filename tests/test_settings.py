@@ -22,7 +22,7 @@ LONG_NODE = "drops nodes whose names have more than 16 characters"
 SHORT_NODE = "in FILE set EMONCMS_INVERTERS_NODE=Envoy-inverters"
 QUOTE = r"put the value in single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
 each_alone = hypothesis_settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100
 )
 
 
@@ -46,78 +46,36 @@ def error(path: Path, text: str | bytes = "", environ: Mapping[str, str] = KEY) 
     return caught.value
 
 
-DEFAULTS = Settings(
-    envoy_host="envoy.local",
-    envoy_user="installer",
-    envoy_password=None,
-    envoy_inverters_user="envoy",
-    envoy_inverters_password=None,
-    envoy_serial=None,
-    envoy_token=None,
-    enphase_email=None,
-    enphase_password=None,
-    enphase_login_url="https://enlighten.enphaseenergy.com/login/login.json",
-    enphase_token_url="https://entrez.enphaseenergy.com/tokens",
-    envoy_cert_sha256=None,
-    stream_source="auto",
-    stream_sections=("prod", "cons", "net"),
-    stream_keys=("wNow", "rmsVoltage", "rmsCurrent", "pwrFactor"),
-    stream_phases=("ph-a", "ph-b", "ph-c"),
-    stream_min_production_w=Decimal(0),
-    stream_net="measured",
-    stream_timeout_s=Decimal(60),
-    inverters_interval_s=Decimal(20),
-    emoncms_url="http://emon-pi.local/emoncms",
-    emoncms_apikey=Secret(KEY["EMONCMS_APIKEY"]),
-    emoncms_node="Envoy-S",
-    emoncms_inverters_node="Envoy-S-inverters",
-    emoncms_interval_s=Decimal(0),
-    emoncms_cert_sha256=None,
-    backlog_hours=Decimal(24),
-    live_listen=None,
-    log_level="INFO",
-    log_file=None,
-)
+DEFAULTS = settings.load(Path("no such file"), KEY, required=False)[0]
 
 
 def test_the_defaults(env: Path) -> None:
-    """With only the write key, each setting has the contract's default, and .env.example changes none of them."""
-    assert read(env) == (DEFAULTS, [])
-    assert read(env, (PROJECT / ".env.example").read_bytes()) == (DEFAULTS, [])
+    """The write key is enough: all else has a default, and `.env.example` changes none of them."""
+    chosen, warnings = read(env)
+    assert (chosen.envoy_host, chosen.emoncms_interval_s, chosen.live_listen) == ("envoy.local", Decimal(0), None)
+    assert (chosen.stream_sections, chosen.emoncms_apikey) == (("prod", "cons", "net"), Secret(KEY["EMONCMS_APIKEY"]))
+    assert warnings == []
+    assert read(env, (PROJECT / ".env.example").read_bytes()) == (chosen, [])
 
 
-SHA = "ab" * 32
 VALID: list[tuple[str, str, Any]] = [
     ("ENVOY_HOST", "192.168.1.20", "192.168.1.20"),
-    ("ENVOY_HOST", "envoy:8443", "envoy:8443"),
-    ("ENVOY_HOST", "https://envoy.local/", "https://envoy.local"),
+    ("ENVOY_HOST", "HTTPS://Envoy.local/", "https://Envoy.local"),
     ("ENVOY_HOST", "http://[fe80::1]:80", "http://[fe80::1]:80"),
-    ("ENVOY_HOST", "[2001:db8::20]", "[2001:db8::20]"),
-    ("ENVOY_HOST", "2001:db8::20", "[2001:db8::20]"),
     ("ENVOY_HOST", "fe80::20%eth0", "[fe80::20%eth0]"),
-    ("ENVOY_HOST", "HTTPS://Envoy.local", "https://Envoy.local"),
-    ("ENVOY_SERIAL", "122012345678", "122012345678"),
-    ("ENVOY_PASSWORD", "pa$s${HOME}w#rd=", Secret("pa$s${HOME}w#rd=")),
-    ("ENVOY_TOKEN", "eyJ.eyJ-_9.sig", Secret("eyJ.eyJ-_9.sig")),
-    ("ENVOY_CERT_SHA256", "AB:" * 31 + "AB", SHA),
-    ("EMONCMS_CERT_SHA256", SHA, SHA),
-    ("ENPHASE_LOGIN_URL", "http://127.0.0.1:8000/login", "http://127.0.0.1:8000/login"),
+    ("ENVOY_CERT_SHA256", "AB:" * 31 + "AB", "ab" * 32),
     ("STREAM_SOURCE", "Reports", "reports"),
-    ("STREAM_SECTIONS", " net , prod ,prod,", ("net", "prod")),
-    ("STREAM_SECTIONS", "storage,backfeed,load,evse,pv3p", ("storage", "backfeed", "load", "evse", "pv3p")),
-    ("STREAM_KEYS", "frequency,reactPower,apprntPwr", ("frequency", "reactPower", "apprntPwr")),
-    ("STREAM_PHASES", "ph-c", ("ph-c",)),
-    ("STREAM_MIN_PRODUCTION_W", "5", Decimal(5)),
-    ("STREAM_NET", "calculated", "calculated"),
+    (
+        "STREAM_SECTIONS",
+        " net , prod ,prod,storage,backfeed,load,evse,pv3p,",
+        ("net", "prod", "storage", "backfeed", "load", "evse", "pv3p"),
+    ),
     ("INVERTERS_INTERVAL_S", "0300.5", Decimal("300.5")),
-    ("EMONCMS_URL", "http://emon-pi.local:8080/a/b/", "http://emon-pi.local:8080/a/b"),
-    ("EMONCMS_URL", "Http://emon-pi.local/Input-Emon://Cms", "http://emon-pi.local/Input-Emon://Cms"),
+    ("EMONCMS_URL", "Http://emon-pi.local:8080/a/inputs/", "http://emon-pi.local:8080/a/inputs"),
     ("EMONCMS_NODE", "My Envoy_2.1-b", "My Envoy_2.1-b"),
-    ("EMONCMS_INTERVAL_S", "3600", Decimal(3600)),
     ("BACKLOG_HOURS", "168", Decimal(168)),
     ("LIVE_LISTEN", "[::]:8080", "[::]:8080"),
     ("LOG_LEVEL", "debug", "DEBUG"),
-    ("LOG_FILE", "/var/log/envoy2emon/stream.log", Path("/var/log/envoy2emon/stream.log")),
 ]
 
 
@@ -133,28 +91,29 @@ def test_what_is_valid(env: Path, name: str, text: str, value: object) -> None:
 HOST = "expected a name, an address, host:port, or http(s)://host (IPv6 with a port: [address]:port)"
 URL = "expected http(s)://host/path as in the browser, without user, query and /input"
 INVALID = [
-    ("ENVOY_HOST", ["ftp://envoy", "http://", "a b", "envoy:99999", "envoy:0"], HOST),
-    ("ENVOY_HOST", ["[::1", "::1]:80", "1::2::3", "x[::1]"], HOST),
-    ("ENVOY_HOST", ["http://envoy/home", "http://envoy/stream/meter"], f"{HOST}: set ENVOY_HOST=http://envoy "),
-    ("ENVOY_SERIAL", ["12345", "12202345678x", "1220 1234 5678", "١٢٣٤٥٦٧"], "expected the digits of the serial"),
-    ("ENPHASE_EMAIL", ["me", "me@", "a b@c"], "expected an e-mail address"),
-    ("ENPHASE_LOGIN_URL", ["enlighten.enphaseenergy.com", "ftp://a/b"], "expected an http(s) URL"),
-    ("ENVOY_CERT_SHA256", ["ab" * 31, "xy" * 32], "expected 64 hexadecimal digits"),
-    ("EMONCMS_CERT_SHA256", ["sha256"], "expected 64 hexadecimal digits"),
-    ("STREAM_SOURCE", ["meter", "auto,stream"], "expected one of auto, stream, reports"),
-    ("STREAM_SECTIONS", ["production", "prod;cons", "prod,wNow", ","], "expected one or more of prod,cons,net,storage"),
-    ("STREAM_KEYS", ["wnow", "p"], "expected one or more of wNow,"),
-    ("STREAM_PHASES", ["a", "ph-d"], "expected one or more of ph-a,ph-b,ph-c"),
-    ("STREAM_MIN_PRODUCTION_W", ["-1", "5 W", "10001", "NaN", "sNaN", "Infinity", "1e99999999999999999999"], "watts"),
-    ("STREAM_TIMEOUT_S", ["0", "0.5", "3601", "60s"], "expected seconds, a number from 1 to 3600"),
-    ("INVERTERS_INTERVAL_S", ["0", "-20", "20,5"], "expected seconds, a number from 1 to 3600"),
-    ("EMONCMS_INTERVAL_S", ["-1", "3601", "soon"], "expected seconds, a number from 0 to 3600"),
-    ("EMONCMS_URL", ["http://", "http://emon pi/", "ftp://emon-pi"], URL),
-    ("EMONCMS_URL", ["emon-pi/emoncms", "http://emon-pi/emoncms#"], f"{URL}: set EMONCMS_URL=http://emon-pi/emoncms "),
-    ("EMONCMS_NODE", ["Envoy/S", 'a"b', "a,b"], "expected letters, digits, space, '_', '-' and '.'"),
-    ("BACKLOG_HOURS", ["0", "169", "a day"], "expected hours, a number from 0.001 to 168"),
-    ("LIVE_LISTEN", ["8080", "0.0.0.0", "0.0.0.0:65536", ":8080", "http://0.0.0.0:80"], "such as 0.0.0.0:8080"),
-    ("LOG_LEVEL", ["LOUD", "10"], "expected one of DEBUG, INFO, WARNING, ERROR"),
+    ("ENVOY_HOST", ["ftp://envoy", "a b", "envoy:99999", "envoy:0", "[::1"], HOST),
+    ("ENVOY_HOST", ["http://envoy/stream/meter"], f"{HOST}: set ENVOY_HOST=http://envoy "),
+    ("ENVOY_SERIAL", ["12345", "1220 1234 5678"], "expected the digits of the serial"),
+    ("ENPHASE_EMAIL", ["me"], "expected an e-mail address"),
+    ("ENPHASE_LOGIN_URL", ["enlighten.enphaseenergy.com"], "expected an http(s) URL"),
+    ("ENVOY_CERT_SHA256", ["ab" * 31], "expected 64 hexadecimal digits"),
+    ("STREAM_SOURCE", ["meter"], "expected one of auto, stream, reports"),
+    ("STREAM_SECTIONS", ["production", ","], "expected one or more of prod,cons,net,storage"),
+    ("STREAM_KEYS", ["wnow"], "expected one or more of wNow,"),
+    ("STREAM_PHASES", ["a"], "expected one or more of ph-a,ph-b,ph-c"),
+    ("STREAM_MIN_PRODUCTION_W", ["-1", "5 W", "10001", "NaN"], "expected watts, a number from 0 to 10000"),
+    ("STREAM_TIMEOUT_S", ["0.5", "3601"], "expected seconds, a number from 1 to 3600"),
+    ("INVERTERS_INTERVAL_S", ["0"], "expected seconds, a number from 1 to 3600"),
+    ("EMONCMS_INTERVAL_S", ["3601"], "expected seconds, a number from 0 to 3600"),
+    ("EMONCMS_URL", ["http://emon pi/", "ftp://emon-pi"], URL),
+    (
+        "EMONCMS_URL",
+        ["emon-pi/emoncms", "http://emon-pi/emoncms/input/post?"],  # the second is that of the forum scripts
+        f"{URL}: set EMONCMS_URL=http://emon-pi/emoncms ",
+    ),
+    ("EMONCMS_NODE", ["Envoy/S"], "expected letters, digits, space, '_', '-' and '.'"),
+    ("BACKLOG_HOURS", ["0", "169"], "expected hours, a number from 0.001 to 168"),
+    ("LIVE_LISTEN", ["8080", "0.0.0.0:65536"], "such as 0.0.0.0:8080"),
     ("LOG_FILE", ["\x1b[2J"], "expected one line of UTF-8 text without control characters"),
 ]
 
@@ -175,11 +134,6 @@ def test_what_is_not_valid(env: Path, name: str, text: str, expected: str) -> No
 
 # Mistakes that people make: the whole file, and the problems that it causes. FILE stands for its path.
 MISTAKES = {
-    "the URL of the forum scripts": (
-        "EMONCMS_URL=http://emon-pi.local/emoncms/input/post?\n",
-        ["EMONCMS_URL is 'http://emon-pi.local/emoncms/input/post?': " + URL
-         + ": set EMONCMS_URL=http://emon-pi.local/emoncms (in FILE, line 1)"],
-    ),
     "the URL of the forum scripts with the key": (
         "\nEMONCMS_URL=https://emonpi/input/post.json?node=1&apikey=hunter2hunter2\n",
         ["EMONCMS_URL is 'https://emonpi/input/post.json***': " + URL
@@ -202,15 +156,10 @@ MISTAKES = {
         "ENVOY_PASSWORD='it's hunter2'\n",
         [f"FILE, line 1: ENVOY_PASSWORD's value continues after its closing quote: {QUOTE}"],
     ),
-    "an apostrophe in front": (
-        "ENVOY_PASSWORD='tis\n",
-        [f"FILE, line 1: the quote before ENVOY_PASSWORD's value is not closed: close it, or {QUOTE}"],
-    ),
     "no equals sign": (
-        "# comment\n\n  \n\nENVOY_USER\nENVOY_HOST: envoy\njust words\n'=hunter2\nENVOY_PASSWORD:pa=hunter2\n",
+        "# comment\n\n  \n\nENVOY_USER\nENVOY_HOST: envoy\njust words\nENVOY_PASSWORD:pa=hunter2\n",
         ["FILE, line 5: expected ENVOY_USER=value", "FILE, line 6: expected ENVOY_HOST=value",
-         "FILE, line 7: expected NAME=value", "FILE, line 8: expected NAME=value",
-         "FILE, line 9: expected ENVOY_PASSWORD=value"],
+         "FILE, line 7: expected NAME=value", "FILE, line 8: expected ENVOY_PASSWORD=value"],
     ),
     "half of an account": (
         "ENPHASE_PASSWORD=hunter2\n#ENPHASE_EMAIL=\n",
@@ -230,10 +179,6 @@ MISTAKES = {
         "\ufeffENVOY_USER=a\n".encode("utf-16-le"),
         ['FILE is UTF-16 text: save it as UTF-8 (in Notepad: "Save as", "Encoding: UTF-8")'],
     ),
-    "UTF-16 without its mark": (
-        "ENVOY_USER=a\n".encode("utf-16-be"),
-        ['FILE is UTF-16 text: save it as UTF-8 (in Notepad: "Save as", "Encoding: UTF-8")'],
-    ),
     "Latin-1": (
         "ENVOY_USER=ä\n".encode("latin-1"),
         ['FILE is not UTF-8 text: save it as UTF-8 (in Notepad: "Save as", "Encoding: UTF-8")'],
@@ -249,11 +194,10 @@ def test_mistakes_are_named_with_their_cure(env: Path, content: str | bytes, exp
     assert "hunter2" not in str([*caught.problems, *caught.warnings, caught])
 
 
-@pytest.mark.parametrize("url", ["https://emoncms.org/", "https://data.emoncms.org"])
-def test_settings_that_emoncms_org_takes(env: Path, url: str) -> None:
+def test_settings_that_emoncms_org_takes(env: Path) -> None:
     """With https, an interval of 10 s and short nodes emoncms.org is accepted; its rules apply to no other host."""
-    text = f"EMONCMS_URL={url}\nEMONCMS_INTERVAL_S=10\nEMONCMS_INVERTERS_NODE=Envoy-inverters\n"
-    assert read(env, text)[0].emoncms_url == url.rstrip("/")
+    text = "EMONCMS_URL=https://emoncms.org/\nEMONCMS_INTERVAL_S=10\nEMONCMS_INVERTERS_NODE=Envoy-inverters\n"
+    assert read(env, text)[0].emoncms_url == "https://emoncms.org"
     assert read(env, "EMONCMS_URL=http://notemoncms.org\n")[1] == []
 
 
@@ -263,12 +207,10 @@ NO_KEY = "in FILE set it to the write key, found in EmonCMS under Setup, My Acco
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", ["FILE is missing or holds no setting: copy .env.example there and edit it", NO_KEY]),
-        ("# nothing\n#ENVOY_HOST=a\n", ["FILE is missing or holds no setting", NO_KEY]),
+        ("# nothing\n", ["FILE is missing or holds no setting: copy .env.example there and edit it", NO_KEY]),
         ("EMONCMS_APIKEY=\n", [NO_KEY]),
         ("ENVOY_USER=me\n\n  #EMONCMS_APIKEY=abc\n", ["remove the # in front of it in FILE, line 3"]),
         ("EMONCMS_APIKEY: abc\n", ["FILE, line 1: expected EMONCMS_APIKEY=value"]),
-        ("ENVOY_PASSWORD='hunter2\nEMONCMS_APIKEY='abc'\n", ["FILE, line 1: the quote before ENVOY_PASSWORD"]),
     ],
 )
 def test_no_write_key(env: Path, text: str, expected: list[str]) -> None:
@@ -298,6 +240,7 @@ def test_every_problem_at_once(env: Path) -> None:
 
 
 CUT = f"ends before the #, because a space and # begin a comment: if it is part of the value, {QUOTE}"
+UNKNOWN = "is not a setting of envoy2emon and is ignored: did you mean"
 LEFT = "remove the # in front of it in FILE, line"
 
 
@@ -305,37 +248,22 @@ LEFT = "remove the # in front of it in FILE, line"
     ("text", "expected"),
     [
         ("ENVOY_PASSWORD=hunter2 #1\n", [f"ENVOY_PASSWORD in FILE, line 1 {CUT}"]),
-        ("\nENPHASE_PASSWORD=a#b\t# c\nENPHASE_EMAIL=me@home # me\n", [f"ENPHASE_PASSWORD in FILE, line 2 {CUT}"]),
-        ("ENVOY_PASSWORD= #hunter2\n", [f"ENVOY_PASSWORD in FILE, line 1 {CUT}"]),
-        ("ENVOY_PASSWORD='hunter2 #1' # mine\nENVOY_USER=me # mine\n", []),
+        ("ENPHASE_PASSWORD='hunter2 #1' # mine\nENPHASE_EMAIL=me@home # mine\n", []),
         ("#ENVOY_HOST=192.168.1.20\n#ENVOY_PASSWORD=hunter2\n",
          [f"ENVOY_HOST is not set: {LEFT} 1 if you meant to set it",
           f"ENVOY_PASSWORD is not set: {LEFT} 2 if you meant to set it"]),
         ("#ENVOY_HOST=envoy.local\n#ENVOY_PASSWORD=hunter2\nENVOY_TOKEN=a.b.c\n#STREAM_KEYS=wNow\n", []),
         ("ENVOY_USER=hunter1\nENVOY_USER=hunter2\nENVOY_SERIAL=1234567\nENVOY_SERIAL=1234567\n",
          ["ENVOY_USER is in FILE more than once: line 2 is used"]),
+        ("ENVOY_HOSTNAME=hunter2\nEMONCSM_NODE=hunter2\nenvoy_host=hunter2\n",
+         [f"EMONCSM_NODE {UNKNOWN} EMONCMS_NODE?", f"ENVOY_HOSTNAME {UNKNOWN} ENVOY_HOST?",
+          f"envoy_host {UNKNOWN} ENVOY_HOST?"]),
         ("PATH=/bin\nTZ=Europe/Berlin\nexport HOME=/\nA-B=c\nKEY='two\nlines'\n", []),
     ],
 )  # fmt: skip
 def test_warnings(env: Path, text: str, expected: list[str]) -> None:
     """A likely mistake gives a warning with line and cure but without the value; other programs' names do not."""
     assert read(env, text)[1] == [warning.replace("FILE", str(env)) for warning in expected]
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("ENVOY_HOSTNAME", "ENVOY_HOST"),
-        ("EMONCMS_API_KEY", "EMONCMS_APIKEY"),
-        ("STREAM_TIMEOUT", "STREAM_TIMEOUT_S"),
-        ("EMONCSM_NODE", "EMONCMS_NODE"),
-        ("envoy_host", "ENVOY_HOST"),
-    ],
-)
-def test_an_unknown_name_is_a_warning_with_the_nearest(env: Path, name: str, meant: str) -> None:
-    """An unknown name that resembles one of ours is reported with the nearest, and without its value."""
-    warning = f"{name} is not a setting of envoy2emon and is ignored: did you mean {meant}?"
-    assert read(env, f"{name}=hunter2\n")[1] == [warning]
 
 
 def test_the_environment_wins(env: Path) -> None:
@@ -349,14 +277,12 @@ def test_the_environment_wins(env: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "password"),
     [
-        ("ENVOY_PASSWORD=plain", "plain"),
         ("  export ENVOY_PASSWORD = exported", "exported"),
         ("ENVOY_PASSWORD=a#b=c'd\"e", "a#b=c'd\"e"),
-        ("ENVOY_PASSWORD=it's", "it's"),
         ("ENVOY_PASSWORD=$HOME${HOME}$$`id`\\", "$HOME${HOME}$$`id`\\"),
-        ("ENVOY_PASSWORD='$HOME ${HOME} #1 \"x\" '", '$HOME ${HOME} #1 "x" '),
+        ("ENVOY_PASSWORD='my #1 ${HOME} '", "my #1 ${HOME} "),
         ('ENVOY_PASSWORD=" a\'b # ${HOME}"', " a'b # ${HOME}"),
-        (r"ENVOY_PASSWORD='it\'s \\o/'", r"it's \o/"),
+        (r"""ENVOY_PASSWORD='it\'s "so\\so"'""", 'it\'s "so\\so"'),
         ("ENVOY_PASSWORD=pässwörd€", "pässwörd€"),
     ],
 )
@@ -395,7 +321,7 @@ def test_a_file_that_cannot_be_read(env: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "ENVOY_HOST" in caught.value.wrong
 
 
-@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o604, True), (0o640, False), (0o600, False)])
+@pytest.mark.parametrize(("mode", "warned"), [(0o604, True), (0o640, False)])
 def test_a_file_that_everyone_can_read(env: Path, mode: int, *, warned: bool) -> None:
     """A file that everyone can read gives a warning with its cure; the group may read it, as a credential's may."""
     env.write_text("EMONCMS_APIKEY=abc\n")

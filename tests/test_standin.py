@@ -1,94 +1,115 @@
-"""The stand-in for EmonCMS as a server: its connections and its faults, over real sockets."""
+"""The stand-in for EmonCMS is like EmonCMS: where there is a real one, it has to answer as the stand-in does."""
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from urllib.parse import urlencode
 
 import pytest
 import requests
 
-from envoy2emon.demo.emoncms import (
-    PHP_DOWN,
-    Answers,
-    AnswersLate,
-    Cuts,
-    Dies,
-    HoldsUp,
-    StandInEmonCMS,
+from envoy2emon.demo.account import KWH_GAP
+from envoy2emon.demo.emoncms import Answer, Answers, AnswersLate, Cuts, Dies, HoldsUp, StandInEmonCMS
+from tests.emoncms import AnyEmonCMS
+
+BAD_NODE = '{"success": false, "message": "Format error, node must not be an object"}'
+
+
+def test_rows_are_applied_in_order(any_emoncms: AnyEmonCMS) -> None:
+    """The last row given wins, whatever its date; a row that is too short is skipped, a bad one ends the rows."""
+    node = any_emoncms.node
+    assert any_emoncms.bulk("[[0]]", time=0) == (200, "ok")
+    assert json.loads(any_emoncms.ask("input/get", node=node)[1]) == "Node does not exist"
+    good = [[100, node, {"a": 1, "b": 0.5}], [0, node], [120, node, {"a": 2}], [110, node, {"a": -3.25}]]
+    assert any_emoncms.bulk([*good, [0, {}, {"a": 4}], [130, node, {"a": 5}]], time=0) == (200, BAD_NODE)
+    assert any_emoncms.read_inputs(node) == {"a": (110, -3.25), "b": (100, 0.5)}
+
+
+def test_rows_without_a_date_of_their_own(any_emoncms: AnyEmonCMS) -> None:
+    """A row's age counts from the time at which it was sent; what the forum scripts post is dated when it arrives."""
+    node, now = any_emoncms.node, int(time.time())
+    assert any_emoncms.bulk([[-5, node, {"a": 1}]], sentat=60) == (200, "ok")
+    assert any_emoncms.ask("input/post", {"node": node, "fulljson": '{"b":1}'}) == (200, '{"success": true}')
+    dates = {name: date - now for name, (date, _) in any_emoncms.read_inputs(node).items()}
+    assert -65 <= dates["a"] <= -62
+    assert 0 <= dates["b"] <= 3
+
+
+def test_names_and_values(any_emoncms: AnyEmonCMS) -> None:
+    """Names lose all but letters, digits, `_`, `-`, `.` and space; backslashes are deleted; non-numbers become 0."""
+    node = any_emoncms.node
+    data = f'[[0,"{node[:2]}/:{node[2:]}",7,null,{{"a:b_c":1,"\\u00e9 x.y-z":2,"text":"x","none":null}}]]'
+    assert any_emoncms.bulk(data) == (200, "ok")
+    values = {name: value for name, (_, value) in any_emoncms.read_inputs(node).items()}
+    assert values == {"1": 7, "2": 0, "ab_c": 1, "u00e9 x.y-z": 2, "text": 0, "none": 0}
+
+
+def test_the_key(any_emoncms: AnyEmonCMS) -> None:
+    """The key may be in the query, the form or the header; without one a post gets an empty answer, not a refusal."""
+    key, row = any_emoncms.key, {"data": json.dumps([[0, any_emoncms.node, {"a": 1}]]), "time": 0}
+    assert any_emoncms.ask("input/bulk", row) == (200, "ok")
+    assert any_emoncms.ask("input/bulk", row | {"apikey": key}, key=None) == (200, "ok")
+    assert any_emoncms.ask("input/bulk", row, key=None, apikey=key) == (200, "ok")
+    assert any_emoncms.ask("input/bulk", row, key=None) == (200, "")
+    assert any_emoncms.ask("input/bulk", row, key=f"{key.upper()}g") == (401, "Invalid API key")
+
+
+def test_questions_without_a_key(any_emoncms: AnyEmonCMS) -> None:
+    """`version` needs no key but refuses a wrong one; without a key others answer false in JSON, or a login page."""
+    assert any_emoncms.ask("version", key=None)[1].startswith("11.")
+    assert any_emoncms.ask("version", key="bad") == (401, "Invalid API key")
+    assert any_emoncms.ask("input/get.json", key=None) == (200, "false")
+    status, page = any_emoncms.ask("input/get", key=None)
+    assert (status, page.startswith("<"), "login" in page) == (200, True, True)
+    assert any_emoncms.ask("input/nonsense.json") == (200, "false")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kwh"),
+    [
+        ([*range(0, 660, 60), 660], 0.66),
+        ([0, 660, *range(60, 660, 60)], 1.2),  # live data first
+        ([*range(0, 660, 60), 660, 660], 0.66),  # the newest row twice
+        ([0, 7200, 7260], 0.06),  # a gap
+    ],
 )
-from tests.emoncms import bulk, client
-
-ROWS = [[-2, "n", {"a": 1}], [-1, "n", {"a": 2}], [0, "n", {"a": 3}]]
-
-
-@pytest.fixture
-def later() -> Iterator[ThreadPoolExecutor]:
-    """Return a pool of threads in which to ask."""
-    with ThreadPoolExecutor() as pool:
-        yield pool
+def test_energy(any_emoncms: AnyEmonCMS, seconds: list[int], kwh: float) -> None:
+    """`power to kWh` is exact for rows in order of date, and counts energy again where dates go back."""
+    node, start = any_emoncms.node, 1_700_000_000
+    any_emoncms.bulk([[start - 2 * KWH_GAP, node, {"a": 0}]], time=0)
+    with any_emoncms.counting("a") as counted:
+        any_emoncms.bulk([[start + second, node, {"a": 3600}] for second in seconds], time=0)
+        assert counted() == pytest.approx(kwh, abs=1e-12)
 
 
-@pytest.mark.parametrize("applied", [0, 2, None])
-def test_bad_answers(emoncms: StandInEmonCMS, applied: int | None) -> None:
-    """A fault answers one post, after so many of its rows were applied; the next post works again."""
-    emoncms.fail_next(Answers(200, "<b>Fatal error</b>", applied))
-    assert client(emoncms).ask("version") == (200, "11.16.8")
-    assert bulk(emoncms, ROWS) == (200, "<b>Fatal error</b>")
-    assert len(emoncms.rows) == (3 if applied is None else applied)
-    assert bulk(emoncms, ROWS) == (200, "ok")
+def posted(emoncms: StandInEmonCMS, *dates: int) -> Answer | None:
+    """Return the answer to a post of 3600 W at these dates, None if the connection is cut."""
+    rows = json.dumps([[date, "n", {"a": 3600}] for date in dates])
+    return emoncms.answer("/emoncms/input/bulk?" + urlencode({"data": rows, "time": 0, "apikey": emoncms.key}))
 
 
-@pytest.mark.parametrize("applied", [0, None])
-def test_cut(emoncms: StandInEmonCMS, applied: int | None) -> None:
-    """A cut ends the connection without an answer, before or after the rows were applied."""
-    emoncms.fail_next(Cuts(applied))
-    with pytest.raises(requests.ConnectionError):
-        bulk(emoncms, ROWS)
-    assert len(emoncms.rows) == (3 if applied is None else 0)
+@pytest.mark.parametrize(
+    ("fault", "status", "shown"),
+    [(Answers(500, applied=2), 500, 110), (Cuts(applied=2), None, 110), (Dies(row=2), 502, 120)],
+)
+def test_a_post_that_fails_halfway(
+    emoncms: StandInEmonCMS, fault: Answers | Cuts | Dies, status: int | None, shown: int
+) -> None:
+    """Rows before the failure are applied; that in which PHP dies is shown, but only a repetition counts its energy."""
+    emoncms.fail_next(fault)
+    answer = posted(emoncms, 100, 110, 120, 130)
+    assert (answer and answer.status) == status
+    assert emoncms.account.nodes["n"]["a"].time == shown
+    assert (len(emoncms.rows), emoncms.account.kwh("n", "a")) == (2, 0.01)
+    assert posted(emoncms, 120, 130) == Answer(200, "ok")
+    assert (len(emoncms.rows), emoncms.account.kwh("n", "a")) == (4, 0.03)
 
 
-def test_held_up(emoncms: StandInEmonCMS, later: ThreadPoolExecutor) -> None:
-    """A post with ages that is held up is dated when EmonCMS reads it; one with its own dates keeps them."""
-    emoncms.fail_next(HoldsUp(), HoldsUp())
-    posts = [later.submit(bulk, emoncms, ROWS), later.submit(bulk, emoncms, [[50, "n", {"b": 1}]], time=0)]
-    emoncms.wait_for(lambda: emoncms.requests == 2)
-    before, emoncms.clock_offset = emoncms.now(), 3600
-    assert client(emoncms).ask("version")[0] == 200  # only posts are held
-    assert not emoncms.rows
-    _release(emoncms, posts)
-    dates = {name: row.time for row in emoncms.rows for name in row.inputs}
-    assert dates["b"] == 50
-    assert abs(dates["a"] - before - 3600) < 10
-
-
-@pytest.mark.parametrize(("fault", "before"), [(HoldsUp(), 0), (AnswersLate(), 3)])
+@pytest.mark.parametrize(("fault", "before"), [(HoldsUp(), 0), (AnswersLate(), 1)])
 def test_a_client_that_leaves_stops_nothing(emoncms: StandInEmonCMS, fault: HoldsUp | AnswersLate, before: int) -> None:
     """A post is applied once, by release() at the latest, whether its client waits or not."""
     emoncms.fail_next(fault)
     with pytest.raises(requests.Timeout):
-        requests.post(
-            f"{emoncms.url}/input/bulk?sentat=0&apikey={emoncms.key}", {"data": json.dumps(ROWS)}, timeout=0.1
-        )
+        requests.post(f"{emoncms.url}/input/bulk?apikey={emoncms.key}", {"data": '[[0,"n",{"a":1}]]'}, timeout=0.1)
     assert len(emoncms.rows) == before
     emoncms.release()
-    emoncms.wait_for(lambda: len(emoncms.rows) == 3)
-    assert bulk(emoncms, ROWS) == (200, "ok")
-    assert len(emoncms.rows) == 6
-
-
-def test_death_between_inputs_and_processes(emoncms: StandInEmonCMS) -> None:
-    """The row in which PHP dies is shown, but its energy is counted only when it is sent again with the same date."""
-    rows = [[date, "n", {"a": 3600}] for date in (100, 110, 120, 130)]
-    emoncms.fail_next(Dies(row=2))
-    assert bulk(emoncms, rows, time=0) == (PHP_DOWN.status, PHP_DOWN.body)
-    assert client(emoncms).read_inputs("n") == {"a": (120, 3600)}
-    assert (len(emoncms.rows), emoncms.account.kwh("n", "a")) == (2, 0.01)
-    assert bulk(emoncms, rows[2:], time=0) == (200, "ok")
-    assert (len(emoncms.rows), emoncms.account.kwh("n", "a")) == (4, 0.03)
-
-
-def _release(emoncms: StandInEmonCMS, posts: "list[Future[tuple[int, str]]]") -> None:
-    """Release until all is answered, because a request is counted a moment before it is held."""
-    while not all(post.done() for post in posts):
-        emoncms.release()
-    assert [post.result() for post in posts] == [(200, "ok")] * len(posts)
+    emoncms.wait_for(lambda: len(emoncms.rows) == 1)

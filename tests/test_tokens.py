@@ -9,21 +9,17 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis
-from hypothesis import strategies as st
 
 from envoy2emon.demo.gateway import make_token
 from envoy2emon.gateway.enphase import NoToken
 from envoy2emon.gateway.tokens import LOGIN_EVERY_S, Token, Tokens
 from envoy2emon.settings import Settings
-from envoy2emon.words import clean
+from envoy2emon.words import clean, secrets
 from tests.enlighten import LOGIN_PATH, TOKEN_PATH, Enlighten
 from tests.gateways import settings_of
 
@@ -63,10 +59,9 @@ def trouble(tokens: Tokens) -> str:
     return str(raised.value)
 
 
-def jwt(claims: object) -> str:
-    """Make a token from any claims, or from text in their place."""
-    text = claims if isinstance(claims, str) else json.dumps(claims)
-    return f"e30.{base64.urlsafe_b64encode(text.encode()).decode().rstrip('=')}.c2ln"
+def jwt(claims: str) -> str:
+    """Make a token that holds this text in place of its claims."""
+    return f"e30.{base64.urlsafe_b64encode(claims.encode()).decode().rstrip('=')}.c2ln"
 
 
 def test_pasted() -> None:
@@ -84,9 +79,7 @@ def test_pasted() -> None:
     ("text", "words"),
     [
         (make_token("122199999999", 2e9), f"ENVOY_TOKEN is for the gateway 122199999999, this one is {SERIAL}"),
-        (jwt({"exp": 2e9, "aud": "x\x1b\n" + "y" * 99}), f"ENVOY_TOKEN is for the gateway x? {'y' * 37}, this one"),
         ("a.b.c", "ENVOY_TOKEN is not a token"),
-        ("eyJ9.bnVsbA.", "ENVOY_TOKEN is not a token"),
         ("", "this firmware needs a token"),
     ],
 )
@@ -110,57 +103,48 @@ def test_pasted_is_tried(expires: float, words: str) -> None:
         assert trouble(tokens) == f"{words}: {CURE}"
 
 
-CLAIMS: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda each: st.lists(each, max_size=3)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.b.c",
+        jwt('{"exp":2e9}') + "\r\nX: y",
+        jwt("null"),
+        jwt("{}"),
+        jwt("[" * 5000),
+        jwt('{"exp":' + "9" * 400 + "}"),
+        jwt('{"exp":1e17}'),
+        jwt('{"exp":NaN}'),
+        jwt('{"exp":2e9,"iat":NaN}'),
+        jwt('{"exp":2e9,"aud":["1"]}'),
+        jwt('{"exp":2e9}') + "x" * 9000,
+    ],
+    ids=lambda text: ascii(text)[:20],
 )
-WRONG = [
-    jwt('{"exp":1e300}'),
-    jwt('{"exp":NaN}'),
-    jwt('{"exp":Infinity}'),
-    jwt('{"exp":1e17}'),
-    jwt('{"exp":' + "9" * 5000 + "}"),
-    jwt('{"exp":"1e999"}'),
-    jwt('{"exp":2e9,"iat":NaN}'),
-    jwt('{"exp":2e9,"aud":["1"]}'),
-    jwt("[" * 5000),
-    jwt("[" * 90_000),
-    "a." + "b" * 9000 + ".c",
-    "e30.\ud800.c",
-]
+def test_what_is_no_token_is_a_value_error(text: str) -> None:
+    """A text of the wrong form or size, or whose dates are none, is not a token."""
+    with pytest.raises(ValueError, match="it is not a token"):
+        Token.parse(text)
 
 
-@pytest.mark.parametrize("text", WRONG, ids=lambda text: ascii(text)[:20])
-def test_a_wrong_token_is_a_sentence(enlighten: Enlighten, tmp_path: Path, text: str) -> None:
-    """An answer of Enphase that is not a token is reported and not kept; one in our file is ignored."""
-    enlighten.answers[TOKEN_PATH] = (200, text)
-    assert "Enphase's token service answers with something that is not a token" in trouble(
-        Tokens(account(enlighten), tmp_path)
-    )
+def test_an_answer_that_is_no_token(enlighten: Enlighten, tmp_path: Path) -> None:
+    """An answer of Enphase that is not a token is reported and not kept."""
+    enlighten.answers[TOKEN_PATH] = (200, "a.b.c")
+    said = trouble(Tokens(account(enlighten), tmp_path))
+    assert said == "Enphase's token service answers with something that is not a token: envoy2emon will try again later"
     assert json.loads((tmp_path / "token.json").read_text())["token"] == ""
-    (tmp_path / "token.json").write_text(json.dumps({"token": text, "login_at": 0, "trouble": ""}))
-    enlighten.answers.clear()
-    assert Tokens(account(enlighten), tmp_path).token(SERIAL).text == enlighten.tokens[0]
-
-
-@hypothesis(deadline=None)
-@given(st.text() | st.dictionaries(st.sampled_from(["exp", "iat", "aud"]), CLAIMS).map(jwt) | st.text().map(jwt))
-def test_nothing_but_a_value_error(text: str) -> None:
-    """Any text is a token whose dates can be formatted, or a ValueError."""
-    with suppress(ValueError, UnicodeEncodeError):
-        token = Token.parse(text)
-        assert token.expiry
-        assert token.renew_at <= token.expires_at
 
 
 def test_shared(enlighten: Enlighten, tmp_path: Path) -> None:
     """A fetched token is kept in the state directory, private, for both daemons, and clean() hides it."""
-    first, second = (Tokens(account(enlighten), tmp_path / "state") for _ in range(2))
-    assert first.token(SERIAL) == second.token(SERIAL) == Token.parse(enlighten.tokens[0])
+    for _ in range(2):
+        secrets.clear()
+        token = Tokens(account(enlighten), tmp_path / "state").token(SERIAL)
+        assert token == Token.parse(enlighten.tokens[0])
+        assert clean(f"refused {token.text}") == "refused ***"
     assert enlighten.logins == [200]
     (file,) = (tmp_path / "state").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert clean(f"refused {enlighten.tokens[0]}") == "refused ***"
 
 
 def test_both_at_once(enlighten: Enlighten, tmp_path: Path) -> None:
@@ -209,27 +193,27 @@ def test_a_daemon_killed_during_a_login(enlighten: Enlighten, tmp_path: Path) ->
 
 @pytest.mark.parametrize("state", [True, False])
 def test_one_login_in_ten_minutes(enlighten: Enlighten, tmp_path: Path, *, state: bool) -> None:
-    """A gateway that refuses every token costs one login in ten minutes, with and without a state directory."""
+    """A gateway that refuses every token costs one login in ten minutes, also if the state survives a restart."""
     wall = Wall()
-    tokens = Tokens(account(enlighten), tmp_path if state else None, wall)
+    tokens = Tokens(account(enlighten), None, wall)
     for minute in range(30):
+        if state:
+            tokens = Tokens(account(enlighten), tmp_path, wall)
         for _ in range(2 if minute in (10, 20) else 1):  # the kept token, and a fresh one
             tokens.refused(tokens.token(SERIAL))
-        assert trouble(tokens).startswith("the gateway refuses the token that Enphase gave (Enphase was asked ")
+        assert trouble(tokens).startswith(
+            "the gateway refuses the token that Enphase gave: does ENPHASE_EMAIL own this gateway? (Enphase was asked "
+        )
         assert len(enlighten.logins) == minute // 10 + 1
         wall.now += 60
 
 
-def test_restart_and_clock(enlighten: Enlighten, tmp_path: Path) -> None:
-    """A restart does not bring the next login forward, and a clock that was hours ahead does not delay it."""
+def test_a_clock_that_was_ahead(enlighten: Enlighten, tmp_path: Path) -> None:
+    """A clock that was hours ahead at the last login does not delay the next one."""
     wall = Wall()
-    for _ in range(3):
-        tokens = Tokens(account(enlighten), tmp_path, wall)
-        tokens.refused(tokens.token(SERIAL))
-        trouble(tokens)
-    assert len(enlighten.logins) == 1
-    wall.now -= 5 * HOUR
+    tokens = Tokens(account(enlighten), tmp_path, wall)
     tokens.refused(tokens.token(SERIAL))
+    wall.now -= 5 * HOUR
     tokens.token(SERIAL)
     assert len(enlighten.logins) == 2
 
@@ -262,11 +246,8 @@ def test_renewal_fails(enlighten: Enlighten, tmp_path: Path, caplog: pytest.LogC
             assert tokens.token(SERIAL) == token
         wall.now += 60
     assert enlighten.logins == [200, 503, 503]
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    words = (
-        "cannot be renewed: Enphase's login is overloaded or under maintenance (503): envoy2emon will try again later"
-    )
-    assert warnings == [f"the token, good until {token.expiry}, {words}"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"the token, good until {token.expiry}, cannot be renewed: Enphase's login is overloaded")
     wall.now = token.expires_at + DAY
     tokens.refused(tokens.token(SERIAL))
     assert "503" in trouble(tokens)
@@ -285,12 +266,19 @@ def test_other_gateway(enlighten: Enlighten, tmp_path: Path) -> None:
     assert len(enlighten.logins) == 2
 
 
-KEPT = '"login_at":0,"trouble":""}'
-SPOILED = ["", "{", "[]", '{"token":"a.b.c"}', '{"token":1,' + KEPT, '{"token":"","login_at":NaN,"trouble":""}']
-SPOILED += ["[" * 60_000, '{"token":"","login_at":1e999,"trouble":""}', '{"token":"","serial":[],' + KEPT, "9" * 5000]
-
-
-@pytest.mark.parametrize("content", SPOILED, ids=lambda text: text[:20])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "[" * 60_000,
+        '{"token":"a.b.c"}',
+        '{"token":1,"login_at":0,"trouble":""}',
+        '{"token":"","login_at":NaN,"trouble":""}',
+        '{"token":"a.b.c","login_at":0,"trouble":""}',
+    ],
+    ids=lambda text: text[:20],
+)
 def test_spoiled_file(enlighten: Enlighten, tmp_path: Path, content: str) -> None:
     """A file that a power cut or a person spoiled is treated as missing: a token is fetched and kept."""
     (tmp_path / "token.json").write_text(content)
@@ -299,25 +287,22 @@ def test_spoiled_file(enlighten: Enlighten, tmp_path: Path, content: str) -> Non
 
 
 @pytest.mark.parametrize("readonly", [True, False])
-@pytest.mark.parametrize("kind", ["symlink", "pipe", "folder"])
+@pytest.mark.parametrize("kind", ["symlink", "pipe"])
 def test_what_is_no_plain_file_is_left_alone(
     enlighten: Enlighten, tmp_path: Path, kind: str, *, readonly: bool
 ) -> None:
-    """If token.json is a link, a pipe or a folder, it is left alone and the token is kept in memory."""
-    target, place = tmp_path / "target", tmp_path / "token.json"
-    target.write_text('{"token":"' + make_token(SERIAL, 2e9) + '",' + KEPT)
-    before = target.read_text(), target.stat()
-    match kind:
-        case "symlink":
-            place.symlink_to(target)
-        case "pipe":
-            os.mkfifo(place)
-        case "folder":
-            place.mkdir()
+    """If token.json is a link or a pipe, it is neither read nor written, and the token is kept in memory."""
+    target = tmp_path / "target"
+    content = json.dumps({"token": make_token(SERIAL, 2e9), "login_at": 0, "trouble": ""})
+    target.write_text(content)
+    if kind == "symlink":
+        (tmp_path / "token.json").symlink_to(target)
+    else:
+        os.mkfifo(tmp_path / "token.json")
     tokens = Tokens(account(enlighten), tmp_path, readonly=readonly)
     assert tokens.token(SERIAL) == tokens.token(SERIAL)
     assert len(enlighten.logins) == 1
-    assert (target.read_text(), target.stat().st_mtime_ns) == (before[0], before[1].st_mtime_ns)
+    assert target.read_text() == content
 
 
 def test_readonly_writes_nothing(enlighten: Enlighten, tmp_path: Path) -> None:
@@ -332,7 +317,10 @@ def test_readonly_writes_nothing(enlighten: Enlighten, tmp_path: Path) -> None:
     reading = Tokens(account(enlighten), state, readonly=True)
     assert reading.token(SERIAL) == kept
     reading.refused(kept)
-    assert "the gateway refuses the token that Enphase gave (Enphase was asked" in trouble(reading)
+    assert (
+        "the gateway refuses the token that Enphase gave: does ENPHASE_EMAIL own this gateway? (Enphase was asked"
+        in trouble(reading)
+    )
     assert (state / "token.json").read_bytes() == content
 
 
@@ -345,7 +333,7 @@ def test_root_writes_nothing_for_another_user(enlighten: Enlighten, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("call", [(fcntl, "flock", errno.ENOLCK), (os, "ftruncate", errno.ENOSPC), (os, "pwrite", 5)])
+@pytest.mark.parametrize("call", [(fcntl, "flock", errno.ENOLCK), (os, "ftruncate", errno.ENOSPC)])
 def test_a_disk_that_fails(
     enlighten: Enlighten, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[Any, str, int]
 ) -> None:
@@ -357,12 +345,3 @@ def test_a_disk_that_fails(
         assert tokens.token(SERIAL).text == enlighten.tokens[0]
     assert len(enlighten.logins) == 1
     assert not [file for file in Path("/proc/self/fd").iterdir() if file.resolve().is_relative_to(tmp_path)]
-
-
-def test_no_state(enlighten: Enlighten, tmp_path: Path) -> None:
-    """Without a state directory the token is kept in memory."""
-    (tmp_path / "file").touch()
-    for state in (tmp_path / "file", None):
-        tokens = Tokens(account(enlighten), state)
-        assert tokens.token(SERIAL) == tokens.token(SERIAL)
-    assert len(enlighten.logins) == 2

