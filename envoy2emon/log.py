@@ -43,18 +43,11 @@ class _Formatter(logging.Formatter):
         return "\n".join(" " * (len(line) - len(line.lstrip())) + clean(line) for line in lines)
 
 
-def under_journal(environ: Mapping[str, str]) -> bool:
-    """Return whether stderr is the journal, whose device and inode $JOURNAL_STREAM names (systemd.exec(5))."""
-    try:
-        stderr = os.fstat(2)
-    except OSError:
-        return False
-    return environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
-
-
 def setup(environ: Mapping[str, str], level: str = "INFO", file: Path | None = None) -> None:
     """Log to stderr and to `file`, which logrotate may move; a file that cannot be opened is logged as a WARNING."""
-    journal = under_journal(environ)
+    # $JOURNAL_STREAM names the journal's device and inode (systemd.exec(5)).
+    opened = os.fstat(2)
+    journal = environ.get("JOURNAL_STREAM") == f"{opened.st_dev}:{opened.st_ino}"
     stderr = logging.StreamHandler()
     layout = "%(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
     stderr.setFormatter(_Formatter(layout, journal=journal))

@@ -306,8 +306,8 @@ def _left_out(file: "_File", given: Mapping[str, str]) -> Iterator[str]:
 
 def _emoncms_org(settings: Settings, shown: Path) -> dict[str, str]:
     """Return, by name, the problem of each setting that emoncms.org does not accept, although it answers "ok"."""
-    host = urlsplit(settings.emoncms_url).hostname or ""
-    if host != "emoncms.org" and not host.endswith(".emoncms.org"):
+    host = urlsplit(settings.emoncms_url).hostname
+    if host != "emoncms.org":
         return {}
     cures = {}
     if not settings.emoncms_url.startswith("https://"):

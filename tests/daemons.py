@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Condition, Thread
@@ -130,13 +129,10 @@ class Daemon:
         assert_no_secret([*self.lines, *self.notifications], self.settings)
         return code
 
-    def terminate(self) -> tuple[int, float]:
-        """Send SIGTERM; return the exit code and the seconds that it took."""
-        start = time.monotonic()
+    def terminate(self) -> int:
+        """Send SIGTERM and return the exit code."""
         self.process.terminate()
-        self.process.wait(10)
-        took = time.monotonic() - start
-        return self.wait(), took
+        return self.wait()
 
     def kill(self) -> None:
         """Send SIGKILL if it was started and still runs, and wait for its end."""

@@ -101,7 +101,7 @@ def test_beside_a_daemon(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEm
         envoy.wait_for(lambda: envoy.open_streams == 1)
         seen = len(emoncms.rows)
         emoncms.wait_for(lambda: len(emoncms.rows) > seen)
-        assert stream.terminate()[0] == 0
+        assert stream.terminate() == 0
     assert sum(request.path == "/stream/meter" and request.status == 200 for request in envoy.requests) == 2
     assert not [line for line in stream.lines if "WARNING" in line or "ERROR" in line]
 

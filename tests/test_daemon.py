@@ -31,7 +31,7 @@ def test_notifications(daemon: StartDaemon, emoncms: StandInEmonCMS, command: st
     process.wait_for_notify(
         r"STATUS=no re(port|ading) yet; nothing is waiting; gateway failing for \d s: .*refuses the connection"
     )
-    assert process.terminate()[0] == 0
+    assert process.terminate() == 0
     assert process.notifications[-1] == "STOPPING=1"
     assert process.notifications.count("WATCHDOG=1") == sum("STATUS=" in line for line in process.notifications)
     warnings = [line for line in process.lines if "WARNING" in line]
@@ -112,7 +112,7 @@ def test_a_stop_at_once_ends_well(daemon: StartDaemon, seconds: float) -> None:
 
     until(catches_sigterm)
     threading.Event().wait(seconds)
-    assert process.terminate()[0] == 0
+    assert process.terminate() == 0
 
 
 def test_ctrl_c(daemon: StartDaemon) -> None:

@@ -32,7 +32,7 @@ def test_the_meters(daemon: StartDaemon, envoy: SimulatedEnvoy, any_emoncms: Any
         proxy.pass_through()
         any_emoncms.wait_for_inputs(node, lambda inputs: inputs["prod_ph-a_wNow"][1] == 4.5)
         stream.wait_for_line(r"INFO EmonCMS: back after .*; \d+ rows waited")
-        assert stream.terminate()[0] == 0
+        assert stream.terminate() == 0
 
 
 def test_the_inverters(daemon: StartDaemon, envoy: SimulatedEnvoy, any_emoncms: AnyEmonCMS) -> None:

@@ -56,7 +56,7 @@ def test_only_news(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
     assert (emoncms.requests, {request.user for request in envoy.requests}) == (3, {None, "envoy"})
     watts = sum(unit["lastReportWatts"] for unit in envoy.inverters)
     process.wait_for_notify(rf"STATUS=12 inverters, {watts} W; newest report \d+ s ago; nothing is waiting")
-    assert process.terminate()[0] == 0
+    assert process.terminate() == 0
     process.start()
     emoncms.wait_for(lambda: len(emoncms.rows) >= 26)
     assert posted(emoncms, 14) == expected(envoy.inverters)
@@ -128,13 +128,17 @@ def test_skipped_dead_and_batteries(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     gateway = ScriptedGateway(monkeypatch, (0.0, json.dumps([never])), (0.0, answer), (0.0, answer))
     poller = gateway.poller(20)
     rows: list[Any] = []
-    other: Any = SimpleNamespace(append=rows.extend, status=lambda: "nothing is waiting", tick_now=lambda: None)
+    ticks: list[int] = []
+    other: Any = SimpleNamespace(
+        append=rows.extend, status=lambda: "nothing is waiting", tick_now=lambda: ticks.append(len(rows))
+    )
     main = Inverters(other, other, lambda: newest + 400 * 86400.0)
     main.take(gateway.inbox.get())
     assert main.status(poller) == "no report yet; nothing is waiting"
     main.take(gateway.inbox.get())
     main.take(gateway.inbox.get())
     assert [row.date for row in rows] == [unit["lastReportDate"] for unit in units]
+    assert ticks == [0, 0]  # until there is a report, each answer has the status sent at once
     watts = sum(unit["lastReportWatts"] for unit in units) - units[1]["lastReportWatts"]
     assert main.status(poller) == f"12 inverters, {watts} W; newest report 400 d 0 h ago; nothing is waiting"
     lacks = "gateway: not posted, for lack of a serial number, date or watts"

@@ -76,7 +76,7 @@ def restart(one: Daemon, envoy: SimulatedEnvoy, *, kill: bool = False) -> None:
     if kill:
         one.kill()
     else:
-        assert one.terminate()[0] == 0
+        assert one.terminate() == 0
     envoy.wait_for(lambda: envoy.open_streams == 0)
     one.start()
     envoy.wait_for_stream()
@@ -135,7 +135,7 @@ def test_a_restart_loses_nothing(daemon: StartDaemon, envoy: SimulatedEnvoy, met
     meter.emoncms.fault = None
     meter.send(3)
     meter.all_arrived()
-    assert one.terminate()[0] == 0
+    assert one.terminate() == 0
     assert not (one.state / "stream.sqlite").exists()
 
 
@@ -175,7 +175,7 @@ def test_reports_keep_their_dates(
     publish(newest)
     one.start()
     wait_for_waiting_rows(one, 4)
-    assert one.terminate()[0] == 0
+    assert one.terminate() == 0
     envoy.inverters = []
     emoncms.fault = None
     one.start()

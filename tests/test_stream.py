@@ -66,7 +66,7 @@ def test_three_phases(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: Stand
     assert asked[:3] == [("/info", 200, None), ("/stream/meter", 401, None), ("/stream/meter", 200, "installer")]
     assert {path for path, *_ in asked[3:]} <= {"/ivp/meters"}
     assert emoncms.connections == 1
-    assert stream.terminate()[0] == 0
+    assert stream.terminate() == 0
     assert len(emoncms.rows) == 4
 
 
@@ -141,7 +141,7 @@ def test_selection(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
             "storage_ph-b_wNow": "-2580.0",
         },
     )
-    assert stream.terminate()[0] == 0
+    assert stream.terminate() == 0
     (said,) = [line for line in stream.lines if "which is not posted" in line]
     assert "the gateway also sends total-consumption, which is not posted: STREAM_SECTIONS can name cons" in said
 

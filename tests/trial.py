@@ -52,7 +52,7 @@ class Trial:
         if runs and kill:
             daemon.kill()
         else:
-            code, _ = daemon.terminate()
+            code = daemon.terminate()
         if not runs or code or any("Traceback" in line for line in daemon.lines):
             how = "" if runs else "by itself "
             self.complaints.append(f"{name} ended {how}with exit code {code}: {daemon.lines[-20:]}")
