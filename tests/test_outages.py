@@ -15,7 +15,7 @@ from envoy2emon.demo.emoncms import PHP_DOWN, REDIS_DOWN, Answers, Cuts, Failure
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
 from tests.clocks import Clocks
-from tests.conftest import StartDaemon
+from tests.conftest import StartDaemon, until
 from tests.daemons import QUICK, Daemon, altered
 from tests.ledger import kwh_error, went_back
 
@@ -115,6 +115,38 @@ def test_a_post_that_is_held_up_costs_no_energy(daemon: StartDaemon, envoy: Simu
     meter.send(3, 1.0)
     meter.emoncms.fail_next(HoldsUp(10.0))
     meter.send(13, 1.0)
+    meter.all_arrived()
+
+
+def test_a_bad_row_is_dropped_alone(daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter) -> None:
+    """A row that EmonCMS rejects is logged as an ERROR with the server's words; the rows around it arrive."""
+    meter.emoncms.account.reject = lambda _, inputs: inputs[NUMBER] == 7
+    meter.emoncms.fault = PHP_DOWN
+    one = stream(daemon, envoy)
+    meter.send(20)
+    wait_for_waiting_rows(one, 20)
+    meter.emoncms.fault = None
+    meter.wait_for(19)
+    one.wait_for_line(r"ERROR EmonCMS: rejects a row \(.*row is rejected.*\), which is dropped: .*frequency\":7[,}]")
+    assert len([line for line in one.lines if " ERROR " in line]) == 1
+
+
+@pytest.mark.parametrize("fault", [HoldsUp(), Cuts(3)], ids=["held up", "cut"])
+def test_a_post_under_way_at_a_kill_is_asked_for(
+    daemon: StartDaemon, envoy: SimulatedEnvoy, meter: Meter, fault: Failure
+) -> None:
+    """If a run was killed before EmonCMS answered its post, the next run asks what was applied and goes on after it."""
+    meter.emoncms.fault = PHP_DOWN
+    one = stream(daemon, envoy)
+    meter.send(30)
+    wait_for_waiting_rows(one, 30)
+    restart(one, envoy)
+    meter.emoncms.fail_next(fault)
+    meter.emoncms.fault = None
+    until(lambda: not meter.emoncms.next_faults, 20)  # the post has met it
+    restart(one, envoy, kill=True)
+    meter.emoncms.release()
+    meter.send(3)
     meter.all_arrived()
 
 
