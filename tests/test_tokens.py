@@ -15,11 +15,11 @@ from unittest.mock import Mock
 
 import pytest
 
+from envoy2emon import words
 from envoy2emon.demo.gateway import make_token
 from envoy2emon.gateway.enphase import NoToken
 from envoy2emon.gateway.tokens import LOGIN_EVERY_S, Token, Tokens
 from envoy2emon.settings import Settings
-from envoy2emon.words import clean, secrets
 from tests.enlighten import LOGIN_PATH, TOKEN_PATH, Enlighten
 from tests.gateways import settings_of
 
@@ -137,10 +137,10 @@ def test_an_answer_that_is_no_token(enlighten: Enlighten, tmp_path: Path) -> Non
 def test_shared(enlighten: Enlighten, tmp_path: Path) -> None:
     """A fetched token is kept in the state directory, private, for both daemons, and clean() hides it."""
     for _ in range(2):
-        secrets.clear()
+        words.secrets.clear()
         token = Tokens(account(enlighten), tmp_path / "state").token(SERIAL)
         assert token == Token.parse(enlighten.tokens[0])
-        assert clean(f"refused {token.text}") == "refused ***"
+        assert words.clean(f"refused {token.text}") == "refused ***"
     assert enlighten.logins == [200]
     (file,) = (tmp_path / "state").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
