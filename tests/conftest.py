@@ -17,6 +17,7 @@ from envoy2emon.demo.gateway import SimulatedEnvoy
 from tests.certificates import Certificate, self_signed
 from tests.daemons import Daemon, skip_or_fail
 from tests.emoncms import AnyEmonCMS
+from tests.enlighten import Enlighten
 
 StartDaemon = Callable[..., Daemon]
 
@@ -65,6 +66,13 @@ def envoy() -> Iterator[SimulatedEnvoy]:
     """Serve a gateway of firmware 5 with three phases."""
     with SimulatedEnvoy() as envoy:
         yield envoy
+
+
+@pytest.fixture
+def enlighten() -> Iterator[Enlighten]:
+    """Serve a stand-in for Enphase's two services."""
+    with Enlighten() as enlighten:
+        yield enlighten
 
 
 @pytest.fixture

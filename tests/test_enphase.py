@@ -4,7 +4,6 @@ import gzip
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,13 +14,6 @@ from tests.gateways import Scripted, settings_of
 
 SERIAL = "122112345678"
 PAGE = "<!DOCTYPE html><body>An error has occurred</body>"
-
-
-@pytest.fixture
-def enlighten() -> Iterator[Enlighten]:
-    """Serve a simulated Enphase."""
-    with Enlighten() as enlighten:
-        yield enlighten
 
 
 def trouble(enlighten: Enlighten, **changes: str) -> str:

@@ -37,13 +37,6 @@ def envoy(certificate: Certificate) -> Iterator[SimulatedEnvoy]:
         yield envoy
 
 
-@pytest.fixture
-def enlighten() -> Iterator[Enlighten]:
-    """Serve a simulated Enphase."""
-    with Enlighten() as enlighten:
-        yield enlighten
-
-
 def token_for(envoy: SimulatedEnvoy, user: str = "owner") -> str:
     """Make a good token."""
     return make_token(envoy.serial, time.time() + 86_400, user)

@@ -8,7 +8,6 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -27,13 +26,6 @@ SERIAL = "122112345678"
 HOUR, DAY = 3600.0, 86400.0
 CURE = "set ENPHASE_EMAIL and ENPHASE_PASSWORD in .env, or an ENVOY_TOKEN from https://entrez.enphaseenergy.com"
 BUSY = (503, "<html>")
-
-
-@pytest.fixture
-def enlighten() -> Iterator[Enlighten]:
-    """Serve a stand-in for Enphase."""
-    with Enlighten() as enlighten:
-        yield enlighten
 
 
 class Wall:
