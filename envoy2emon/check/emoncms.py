@@ -130,7 +130,7 @@ def _certificate(url: str, pin: str | None) -> str:
 def _redirected(url: str, pin: str | None) -> str:
     """Return what to set if the server redirects to https, else ""."""
     with suppress(web.Failed), web.session(url, pin) as session, web.raising_failed():
-        with session.get(f"{url}/version", timeout=_TIMEOUT_S, stream=True, allow_redirects=False) as response:
+        with session.get(f"{url}/version", timeout=_TIMEOUT_S, stream=True) as response:
             target = response.headers.get("Location", "") if response.is_redirect else ""
         base = urljoin(f"{url}/version", target).removesuffix("/version")
         if base.startswith("https://") and base != url:
@@ -165,9 +165,7 @@ def _key(emoncms: EmonCMS, key: Secret, pin: str | None) -> Verdict:
 def _nodes(url: str, key: Secret, pin: str | None) -> set[str] | None:
     """Return the names of all nodes, None without a valid answer. The key is sent in a form, which no proxy drops."""
     with suppress(web.Failed), web.session(url, pin) as session, web.raising_failed():
-        response = session.post(
-            f"{url}/input/get", {"apikey": key.value}, timeout=_TIMEOUT_S, stream=True, allow_redirects=False
-        )
+        response = session.post(f"{url}/input/get", {"apikey": key.value}, timeout=_TIMEOUT_S, stream=True)
         answer = json.loads(web.body(response))
         if response.ok and isinstance(answer, dict | list):  # PHP writes an empty object as []
             return set(answer) if isinstance(answer, dict) else set()

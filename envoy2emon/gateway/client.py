@@ -216,7 +216,7 @@ class Gateway:
         """Return an answer, its body unread. Raises Lost, Refused."""
         try:
             with web.raising_failed(patience):
-                response = session.get(url + path, timeout=(CONNECT_S, patience), stream=True, allow_redirects=False)
+                response = session.get(url + path, timeout=(CONNECT_S, patience), stream=True)
         except web.NoName as failed:
             raise _NoName(f"{urlsplit(url).netloc} cannot be resolved: is ENVOY_HOST right?") from failed
         except web.Failed as failed:

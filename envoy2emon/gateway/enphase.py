@@ -84,7 +84,7 @@ def _ask(url: str, service: str, **body: Any) -> tuple[int, str]:  # noqa: ANN40
     try:
         with web.session(url) as session, web.raising_failed(_ANSWER_S):
             timeout = (_CONNECT_S, _ANSWER_S)
-            response = session.post(url, timeout=timeout, stream=True, allow_redirects=False, **body)
+            response = session.post(url, timeout=timeout, stream=True, **body)
             cure = _LATER
             return response.status_code, web.body(response)
     except web.Failed as failed:

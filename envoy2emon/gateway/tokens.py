@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,7 +57,7 @@ class Token:
             expires = float(claims["exp"])
             issued = float(claims.get("iat", expires - 365 * 86400))
             serial = claims.get("aud", "")
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError("it is not a token") from error
         if not (0 <= expires < _LAST_DATE and math.isfinite(issued) and isinstance(serial, str)):
             raise ValueError("it is not a token")
@@ -277,11 +276,7 @@ class _File:
             if os.geteuid() == 0 and self._state.stat().st_uid != 0:
                 raise PermissionError("root writes nothing into another user's directory")
         flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(self._state / "token.json", flags, 0o600)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise FileExistsError("token.json is not a plain file")
-        return descriptor
+        return os.open(self._state / "token.json", flags, 0o600)
 
 
 def _parse(content: bytes) -> _Kept | None:
@@ -291,5 +286,5 @@ def _parse(content: bytes) -> _Kept | None:
         kept = _Kept(fields["token"], fields["login_at"], fields["trouble"], fields.get("serial", ""))
         texts = all(isinstance(text, str) for text in (kept.token, kept.trouble, kept.serial))
         return kept if texts and math.isfinite(kept.login_at) else None
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return None
