@@ -43,14 +43,14 @@ def state_directory(environ: Mapping[str, str]) -> Path | None:
     return Path(home) / ".local/state/envoy2emon" if home else None
 
 
-def claim(name: str, state: Path | None) -> int | None:
+def claim(name: str, state: Path | None) -> None:
     """Hold this daemon's lock in the state directory until the process ends. Raises AlreadyRuns.
 
     If it was started by hand as root, the process switches to the user that owns the directory, because the service
-    could not use files of root. Returns the lock's descriptor, or None if there is no writable directory to share.
+    could not use files of root. Without a writable directory nothing is shared, and there is no lock.
     """
     if state is None:
-        return None
+        return
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Opened before root switches user, because that user may not pass /var/lib/private outside the service.
@@ -61,7 +61,7 @@ def claim(name: str, state: Path | None) -> int | None:
         os.close(place)
     except OSError as error:
         _log.debug("no lock in %s: %s", state, error)
-        return None
+        return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -74,7 +74,6 @@ def claim(name: str, state: Path | None) -> int | None:
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:  # such as a full disk; the lock holds nevertheless
         _log.debug("no pid in %s: %s", state, error)
-    return lock
 
 
 def _run_as_owner(owner: os.stat_result) -> None:
