@@ -305,7 +305,7 @@ def main() -> int:
         soak = Soak(given.seed, stack)
         soak.run(given.minutes * 60)
         counts = "".join(f", {count} {what}" for what, count in sorted(soak.counts.items()))
-        print(f"seed {given.seed}, {given.minutes:g} minutes{counts}, {soak.count // REJECTED_EVERY} rejected rows")
+        print(f"seed {given.seed}, {given.minutes:g} minutes{counts}")
         verdicts = soak.verdicts()
         print(f"{'':<16}" + "".join(f"{name:>12}" for name in verdicts))
         for column in asdict(Verdict()):
