@@ -46,8 +46,8 @@ class _Formatter(logging.Formatter):
 def setup(environ: Mapping[str, str], level: str = "INFO", file: Path | None = None) -> None:
     """Log to stderr and to `file`, which logrotate may move; a file that cannot be opened is logged as a WARNING."""
     # $JOURNAL_STREAM names the journal's device and inode (systemd.exec(5)).
-    opened = os.fstat(2)
-    journal = environ.get("JOURNAL_STREAM") == f"{opened.st_dev}:{opened.st_ino}"
+    status = os.fstat(2)
+    journal = environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     stderr = logging.StreamHandler()
     layout = "%(message)s" if journal else "%(asctime)s %(levelname)s %(message)s"
     stderr.setFormatter(_Formatter(layout, journal=journal))
