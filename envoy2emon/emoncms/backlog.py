@@ -29,14 +29,15 @@ class Block:
     """Rows that stay together; a row takes 5 kB unpacked, 0.15 kB packed.
 
     times: each row's date if `dated`, else its moment. since: when the first row came, in monotonic seconds. number:
-    the block's number on disk, None if it is not there.
+    its place in the order of blocks.
     """
 
-    def __init__(self, rows: Sequence[Row | Undated], since: float) -> None:
+    def __init__(self, rows: Sequence[Row | Undated], since: float, number: int) -> None:
         self.times = array("d", [row.date if isinstance(row, Row) else row.moment for row in rows])
         self.dated = isinstance(rows[0], Row)
         self.since = since
-        self.number: int | None = None
+        self.number = number
+        self.saved = False
         self.guessed = False  # its dates on disk are by this computer's clock, because EmonCMS had not answered
         self.packed = b""
         self._inputs: Sequence[Mapping[str, Decimal]] | None = [row.inputs for row in rows]
@@ -44,8 +45,8 @@ class Block:
     @classmethod
     def from_disk(cls, saved: Saved, since: float) -> "Block":
         """Return a block that an earlier run saved; its dates are final, because its moments are not saved."""
-        block = cls([Row(date, {}) for date in saved.dates], since)
-        block.number, block.packed, block._inputs = saved.number, saved.packed, None
+        block = cls([Row(date, {}) for date in saved.dates], since, saved.number)
+        block.saved, block.packed, block._inputs = True, saved.packed, None
         return block
 
     def rows(self) -> list[Row]:
@@ -90,7 +91,7 @@ class Backlog:
         self._to_delete: list[int] = []  # numbers of blocks delivered or dropped, but still on disk
         self._loose: list[Row | Undated] = []
         self._since = now  # when the first loose row came
-        self._number = max((block.number or 0 for block in self._blocks), default=0)
+        self._number = max((block.number for block in self._blocks), default=0)
         self._stopping = False
         self._lost, self._lost_said_at = 0, float("-inf")
 
@@ -113,13 +114,13 @@ class Backlog:
         """Put rows back, in front of all others."""
         with self._saving:
             with self._changed:
-                oldest = self._blocks.popleft() if self._blocks and self._blocks[0].dated else None
-                joined = Block([*rows, *(oldest.rows() if oldest else [])], oldest.since if oldest else self._clock())
+                if self._blocks and self._blocks[0].dated:
+                    oldest = self._blocks.popleft()
+                    joined = Block([*rows, *oldest.rows()], oldest.since, oldest.number)
+                else:
+                    joined = Block(rows, self._clock(), self._next_number())
                 self._blocks.appendleft(joined)
-            if oldest and oldest.number is not None:
-                joined.number = oldest.number  # on disk too, the joined block replaces it
-                joined.pack()
-                self._disk.save([Saved(joined.number, joined.dates(0.0), joined.packed)])
+            self._save([joined], None)
 
     def oldest(self, patience: float) -> Block | None:
         """Return the oldest block; None if no row comes within `patience` s, or before stop_waiting()."""
@@ -141,13 +142,8 @@ class Backlog:
             if not block.dated:
                 block.times = array("d", map(date, block.times))
                 block.dated = True
-                if block.number is not None:
-                    self._disk.redate(block.number, block.dates(0.0))
-
-    def correct(self, ahead: float) -> None:
-        """Replace dates on disk that are by this computer's clock, now that EmonCMS's is known to be `ahead`."""
-        with self._saving:
-            self._correct(ahead)
+                if block.saved:
+                    self._save([block], None)
 
     def done(self, block: Block) -> None:
         """Remove a block, on disk too, because EmonCMS has applied or rejected its rows."""
@@ -168,44 +164,36 @@ class Backlog:
                 if self._disk.renewed:  # the file was set aside, so all blocks are saved again
                     self._disk.renewed = False
                     for block in self._blocks:
-                        block.number = None
+                        block.saved = False
                 if self._loose and self._since <= due:
                     self._close_block()
-                new = [block for block in self._blocks if block.number is None and block.since <= due]
-                for block in new:
-                    block.pack()  # a day of them would take 400 MB unpacked
                 lost = list(self._beyond_bounds())
+                new = [block for block in self._blocks if not block.saved and block.since <= due]
+                redated = [block for block in self._blocks if block.guessed and ahead is not None]
             self._forget_on_disk(lost)
-            self._save([block for block in new if block not in lost], ahead)
-            self._correct(ahead)
+            self._save(new + redated, ahead)
         self._say_losses(sum(len(block.times) for block in lost))
 
     def _save(self, blocks: list[Block], ahead: float | None) -> None:
-        if not blocks:
-            return
+        """Save blocks, or save them again with other dates or rows; the caller holds only _saving."""
+        for block in blocks:
+            block.pack()  # a day of them would take 400 MB unpacked
         by = self._wall() - self._clock() if ahead is None else ahead
-        saved = [Saved(self._number + i, block.dates(by), block.packed) for i, block in enumerate(blocks, 1)]
-        if self._disk.save(saved):
-            self._number += len(blocks)
-            for block, each in zip(blocks, saved, strict=True):
-                block.number, block.guessed = each.number, ahead is None
-
-    def _correct(self, ahead: float | None) -> None:
-        with self._changed:
-            guessed = [block for block in self._blocks if block.guessed]
-        if ahead is not None:
-            for block in guessed:
-                if block.number is not None:
-                    self._disk.redate(block.number, block.dates(ahead))
-                block.guessed = False
+        if blocks and self._disk.save([Saved(block.number, block.dates(by), block.packed) for block in blocks]):
+            for block in blocks:
+                block.saved, block.guessed = True, ahead is None and not block.dated
 
     def _close_block(self) -> Block:
         # A post is in order of date, but an inverter's report may be older than one that came before it.
         rows = sorted(self._loose, key=lambda row: row.date if isinstance(row, Row) else row.moment)
-        block = Block(rows, self._since)
+        block = Block(rows, self._since, self._next_number())
         self._blocks.append(block)
         self._loose = []
         return block
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
 
     def _beyond_bounds(self) -> Iterator[Block]:
         """Remove and yield the oldest blocks beyond keep_s or MOST_BYTES; the caller holds _changed."""
@@ -218,10 +206,10 @@ class Backlog:
 
     def _forget_on_disk(self, blocks: list[Block]) -> None:
         """Delete blocks from the disk, and those that it failed to delete before; the caller holds only _saving."""
-        self._to_delete += [block.number for block in blocks if block.number is not None]
+        self._to_delete += [block.number for block in blocks if block.saved]
         if self._to_delete:
             with self._changed:
-                last = not any(block.number is not None for block in self._blocks)
+                last = not any(block.saved for block in self._blocks)
             if self._disk.delete(self._to_delete, last=last):
                 self._to_delete = []
 

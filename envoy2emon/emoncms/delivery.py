@@ -54,7 +54,6 @@ class Delivery:
         self._clock = clock
         self._stopping = threading.Event()
         self._clock_known = False  # whether EmonCMS has answered since the start
-        self._dates_corrected = False  # those on disk, since then
         self._in_doubt = len(backlog) > 0  # the oldest block may have been posted already
         self._under_way = 0  # rows that are being posted
         self._rejected: list[Row] = []  # since a row was last accepted
@@ -118,7 +117,6 @@ class Delivery:
             )
         finally:
             self._under_way = 0
-            self._correct_dates()
         self._in_doubt = False
         self._end_outage()
         self._backlog.done(block)
@@ -132,7 +130,10 @@ class Delivery:
 
     def _learn_clock(self) -> None:
         """Make the first request, to learn EmonCMS's clock and the latest date that it shows from an earlier run."""
-        shown = self._emoncms.shown()
+        try:
+            shown = self._emoncms.shown()
+        finally:
+            self.save()  # because dates on disk may be by this computer's clock; any answer tells EmonCMS's
         self._emoncms.clock.note(max(shown.values(), default=0))
         self._clock_known = True
         self._end_outage()
@@ -140,12 +141,6 @@ class Delivery:
     def _end_outage(self) -> None:
         waiting = len(self._backlog)
         self.outage.ends(f"; {rows_in_words(waiting)} waited and are being delivered" if waiting else "")
-
-    def _correct_dates(self) -> None:
-        """Correct the dates on disk as soon as any answer has shown EmonCMS's clock."""
-        if not self._dates_corrected and self._emoncms.clock.ahead is not None:
-            self._backlog.correct(self._emoncms.clock.ahead)
-            self._dates_corrected = True
 
     def _deliver(self, block: Block) -> None:
         """Post a block's rows, or only those that EmonCMS may lack. Raises Unavailable, Unauthorized, TakesNone."""

@@ -6,7 +6,6 @@ memory. A file that is damaged or not ours is set aside under a new name, never 
 
 import json
 import logging
-import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -21,14 +20,10 @@ if TYPE_CHECKING:
 _OURS = 0x65326502  # SQLite's application_id: "e2e", layout 2; version 1.0 had another layout
 _LAYOUT = f"""
     PRAGMA application_id = {_OURS};
-    CREATE TABLE blocks (number INTEGER PRIMARY KEY, dates TEXT NOT NULL, packed BLOB NOT NULL);
+    CREATE TABLE blocks (
+        number INTEGER PRIMARY KEY, dates TEXT NOT NULL, packed BLOB NOT NULL, checksum INTEGER NOT NULL
+    );
 """
-# A row's inputs as rows.inputs_json() writes them; numbers arrive with 40 characters at most (gateway/readings.py).
-_INPUTS = re.compile(r'\{"[\w-]{1,80}":-?\d[\d.eE+-]{0,60}(,"[\w-]{1,80}":-?\d[\d.eE+-]{0,60})*\}', re.ASCII)
-# 100 rows of 36 inputs are 130 kB.
-_MOST_UNPACKED = 4 * 1024 * 1024
-_MOST_NUMBER = 2**53
-_DATES = re.compile(r"\[[1-9]\d{0,10}(, [1-9]\d{0,10})*\]", re.ASCII)
 # SQLite's PERM, BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN: the file itself may be good.
 _DISK_TROUBLE = {3, 5, 6, 7, 8, 10, 13, 14}
 
@@ -51,15 +46,8 @@ def pack(inputs: Iterable[str]) -> bytes:
 
 
 def unpack(packed: bytes) -> list[str]:
-    """Return the inputs that pack() compressed. Raises ValueError for anything that pack() did not make."""
-    unpacker = zlib.decompressobj()
-    try:
-        lines = unpacker.decompress(packed, _MOST_UNPACKED).decode().split("\n")
-    except zlib.error as error:
-        raise ValueError(str(error)) from None
-    if not unpacker.eof or not all(_INPUTS.fullmatch(line) for line in lines):
-        raise ValueError("a block is damaged")
-    return lines
+    """Return the inputs that pack() compressed."""
+    return zlib.decompress(packed).decode().split("\n")
 
 
 class Disk:
@@ -85,11 +73,8 @@ class Disk:
     def save(self, blocks: Sequence[Saved]) -> bool:
         """Write blocks in one transaction, replacing those with the same numbers; return whether that succeeded."""
         entries = [(block.number, json.dumps(block.dates), block.packed) for block in blocks]
-        return self._do(lambda file: file.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", entries))
-
-    def redate(self, number: int, dates: Sequence[int]) -> None:
-        """Replace a saved block's dates."""
-        self._do(lambda file: file.execute("UPDATE blocks SET dates = ? WHERE number = ?", (json.dumps(dates), number)))
+        summed = [(*entry, _checksum(entry)) for entry in entries]
+        return self._do(lambda file: file.executemany("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", summed))
 
     def delete(self, numbers: Iterable[int], *, last: bool) -> bool:
         """Delete blocks, and the file if they are the `last`; return whether that succeeded.
@@ -171,16 +156,15 @@ def _lay_out(file: "sqlite3.Connection") -> None:
 
 def _blocks(file: "sqlite3.Connection") -> list[Saved]:
     """Return all blocks of a file, oldest first. Raises ValueError for a damaged one."""
-    return [_checked(*entry) for entry in file.execute("SELECT * FROM blocks ORDER BY number")]
+    blocks = []
+    for *entry, checksum in file.execute("SELECT * FROM blocks ORDER BY number"):
+        if checksum != _checksum(entry):
+            raise ValueError("a block is damaged")
+        number, dates, packed = entry
+        blocks.append(Saved(number, json.loads(dates), packed))
+    return blocks
 
 
-def _checked(number: object, dates: object, packed: object) -> Saved:
-    """Return the block that an entry of the file holds. Raises ValueError if the entry is damaged."""
-    if not (isinstance(number, int) and 0 < number < _MOST_NUMBER):
-        raise ValueError("a block's number is damaged")
-    if not (isinstance(dates, str) and _DATES.fullmatch(dates) and isinstance(packed, bytes)):
-        raise ValueError("a block's dates are damaged")
-    block = Saved(number, json.loads(dates), packed)
-    if len(unpack(packed)) != len(block.dates):
-        raise ValueError("a block lacks rows")
-    return block
+def _checksum(entry: Sequence[object]) -> int:
+    """Return a checksum of an entry, whatever its types, because SQLite has none and SD cards fail."""
+    return zlib.crc32(repr(tuple(entry)).encode())
