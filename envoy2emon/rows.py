@@ -38,10 +38,6 @@ class Row:
     date: int
     inputs: Mapping[str, Decimal]
 
-    def json(self) -> str:
-        """Return the inputs as a JSON object."""
-        return inputs_json(self.inputs)
-
 
 @dataclass(frozen=True, slots=True)
 class Undated:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from envoy2emon.demo.account import Account
 from envoy2emon.emoncms.client import EmonCMS, Rejected, Unauthorized, Unavailable
-from envoy2emon.rows import Row
+from envoy2emon.rows import Row, inputs_json
 
 EPOCH = 1_700_000_000.0
 NODE = "Envoy-S"
@@ -98,7 +98,7 @@ class InProcess(EmonCMS):
 
     def _apply(self, rows: Sequence[Row], most: int | None = None, *, halfway: bool = False) -> None:
         if rows:
-            data = ",".join(f'[{row.date},"{NODE}",{row.json()}]' for row in rows)
+            data = ",".join(f'[{row.date},"{NODE}",{inputs_json(row.inputs)}]' for row in rows)
             form = {"time": "0", "data": f"[{data}]"}
             words = self.account.apply("input/bulk", form, int(self.server_time()), most, halfway=halfway)
             if words != "ok":

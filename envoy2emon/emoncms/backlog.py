@@ -7,12 +7,13 @@ import json
 import logging
 import threading
 import time
+import zlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 
-from envoy2emon.emoncms.disk import Disk, Saved, pack, unpack
+from envoy2emon.emoncms.disk import Disk, Saved
 from envoy2emon.rows import Row, Undated, inputs_json
 
 BLOCK_ROWS = 100  # with 36 inputs each they keep EmonCMS on a Raspberry Pi busy for 13 s
@@ -53,7 +54,7 @@ class Block:
         """Return the rows of a block that has dates."""
         inputs = self._inputs
         if inputs is None:
-            inputs = [json.loads(line, parse_float=Decimal, parse_int=Decimal) for line in unpack(self.packed)]
+            inputs = json.loads(zlib.decompress(self.packed), parse_float=Decimal, parse_int=Decimal)
         return [Row(int(date), each) for date, each in zip(self.times, inputs, strict=True)]
 
     def dates(self, ahead: float) -> list[int]:
@@ -63,7 +64,8 @@ class Block:
     def pack(self) -> None:
         """Compress the inputs, because they have to wait."""
         if self._inputs is not None:
-            self.packed, self._inputs = pack(map(inputs_json, self._inputs)), None
+            self.packed = zlib.compress(f"[{','.join(map(inputs_json, self._inputs))}]".encode())
+            self._inputs = None
 
 
 class Backlog:

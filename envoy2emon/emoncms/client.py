@@ -18,7 +18,7 @@ import requests
 
 from envoy2emon import web
 from envoy2emon.emoncms.clock import ServerClock
-from envoy2emon.rows import Row
+from envoy2emon.rows import Row, inputs_json
 from envoy2emon.settings import Secret
 from envoy2emon.words import clean
 
@@ -78,7 +78,7 @@ class EmonCMS:
     def post(self, rows: Sequence[Row]) -> None:
         """Post rows, in order, with their dates. Raises Unavailable, Unauthorized, Rejected."""
         node = json.dumps(self._node, ensure_ascii=False)
-        self._post("[" + ",".join([f"[{row.date},{node},{row.json()}]" for row in rows]) + "]")
+        self._post("[" + ",".join([f"[{row.date},{node},{inputs_json(row.inputs)}]" for row in rows]) + "]")
 
     def check_key(self) -> None:
         """Check that the key may write, without creating an input. Raises Unavailable, Unauthorized."""

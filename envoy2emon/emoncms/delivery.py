@@ -14,7 +14,7 @@ from envoy2emon.emoncms.backlog import Backlog, Block
 from envoy2emon.emoncms.client import EmonCMS, Rejected, Unauthorized, Unavailable
 from envoy2emon.emoncms.disk import Disk
 from envoy2emon.outage import Outage
-from envoy2emon.rows import Row, Undated, not_applied
+from envoy2emon.rows import Row, Undated, inputs_json, not_applied
 from envoy2emon.settings import Settings
 
 MOST_WAIT_S = 60.0
@@ -175,7 +175,7 @@ class Delivery:
             if before:
                 self._backlog.put_back(before)
             raise TakesNone(words)
-        _log.error("EmonCMS: rejects a row (%s), which is dropped: %s", words, row.json()[:300])
+        _log.error("EmonCMS: rejects a row (%s), which is dropped: %s", words, inputs_json(row.inputs)[:300])
 
     def _lacking(self, rows: list[Row]) -> list[Row]:
         """Return the rows that EmonCMS may lack, asking until two successive answers are equal."""
@@ -198,7 +198,7 @@ class Delivery:
         else:
             _log.error(
                 "EmonCMS: fails each time it processes this row, which is skipped (look at its inputs' processes): %s",
-                first.json()[:300],
+                inputs_json(first.inputs)[:300],
             )
             return rows[1:]
         return rows

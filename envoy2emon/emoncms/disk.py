@@ -33,21 +33,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A block on disk; packed: what pack() made of its inputs."""
+    """A block on disk; packed: its rows' inputs, compressed."""
 
     number: int
     dates: list[int]
     packed: bytes
-
-
-def pack(inputs: Iterable[str]) -> bytes:
-    """Compress rows' inputs, each a JSON object; names then take next to no space, and digits little."""
-    return zlib.compress("\n".join(inputs).encode())
-
-
-def unpack(packed: bytes) -> list[str]:
-    """Return the inputs that pack() compressed."""
-    return zlib.decompress(packed).decode().split("\n")
 
 
 class Disk:
