@@ -1,8 +1,9 @@
 """What the stream daemon costs, compared with the forum scripts' loop: `python -m tests.benchmark [--json FILE]`.
 
-Both run in turn between the same simulated gateway and EmonCMS, which have a process of their own. Each figure is the
-median of all rounds, each ratio the median of the rounds' ratios. A missed limit is printed but is no error, because
-the computer may have been busy with other things.
+Both run in turn between the same simulated gateway and EmonCMS, which have a process of their own, and so do three bare
+threads on requests, the least that our design can cost (tests/bare.py). Each figure is the median of all rounds, each
+ratio the median of the rounds' ratios of ours to the loop's. A missed limit is printed but is no error, because the
+computer may have been busy with other things.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from tests.daemons import PROJECT
-from tests.measured import Measured, daemon, reference
+from tests.measured import Measured, daemon, other
 from tests.peers import Peers, PeersProcess
 
 RATE = 10.0  # events a second
@@ -32,7 +33,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured; the full form takes under three minutes, the short one under 15 s."""
+    """How much is measured; the full form takes under four minutes, the short one under 20 s."""
 
     rounds: int = 5
     paced: int = 40
@@ -75,7 +76,7 @@ def kept(limit: str, ours: float | None, ratio: float | None) -> bool:
 
 
 def _round(peers: Peers, process: Measured, size: Size) -> Figures:
-    """Measure what can be measured of the daemon and the reference alike."""
+    """Measure what can be measured of all three alike."""
     first_post = (peers.first_post() - process.started) * 1000
     peers.pace(RATE, 2)
     rss = process.rss_mib()
@@ -143,28 +144,28 @@ def _live(peers: Peers, size: Size) -> Figures:
 
 
 def measure(size: Size) -> dict[str, dict[str, float | None]]:
-    """Return for each figure of TABLE ours, the reference's (None if it has none), and the ratio."""
+    """Return for each figure of TABLE ours, the reference's and the bare threads' (or None), and the ratio."""
     compileall.compile_dir(PROJECT / "envoy2emon", quiet=2)  # as when installed; else the first start would do it
-    rounds: list[tuple[Figures, Figures]] = []
+    rounds: list[tuple[Figures, Figures, Figures]] = []
     with PeersProcess() as elsewhere:
         peers = elsewhere.Peers()
         for _ in range(size.rounds):
             with daemon(peers) as (process, _):
                 ours = _round(peers, process, size)
-            with reference(peers) as process:
-                rounds.append((ours, _round(peers, process, size)))
+            with other("tests.bare", peers) as process:
+                bare = _round(peers, process, size)
+            with other("tests.reference", peers) as process:
+                rounds.append((ours, bare, _round(peers, process, size)))
         alone = _drain(peers, size) | _memory(peers, size) | _live(peers, size)
     figures: dict[str, dict[str, float | None]] = {
-        name: {"ours": value, "reference": None, "ratio": None} for name, value in alone.items()
+        name: {"ours": value, "bare": None, "reference": None, "ratio": None} for name, value in alone.items()
     }
     for name in rounds[0][0]:
-        pairs = [(ours[name], theirs[name]) for ours, theirs in rounds]
-        ratios = [our / their for our, their in pairs if their]
-        figures[name] = {
-            "ours": median(our for our, _ in pairs),
-            "reference": median(their for _, their in pairs),
-            "ratio": median(ratios) if ratios else None,
-        }
+        triples = [(ours[name], bare[name], theirs[name]) for ours, bare, theirs in rounds]
+        ratios = [our / their for our, _, their in triples if their]
+        medians = (median(column) for column in zip(*triples, strict=True))
+        figures[name] = dict(zip(("ours", "bare", "reference"), medians, strict=True))
+        figures[name]["ratio"] = median(ratios) if ratios else None
     return figures
 
 
@@ -183,21 +184,21 @@ def main() -> None:
     """Measure, print the table, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description="What the stream daemon costs.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE as well")
-    parser.add_argument("--short", action="store_true", help="15 s in place of three minutes, to see that it works")
+    parser.add_argument("--short", action="store_true", help="20 s in place of four minutes, to see that it works")
     arguments = parser.parse_args()
     size = SHORT if arguments.short else Size()
     where, figures = machine(), measure(size)
     counts = {name: f"{value:,}".replace(",", " ") for name, value in vars(size).items()}
     print("{cpu}, {cores} cores, Python {python}, Linux {kernel}\n".format(**where))
-    print(f"{'':52} {'ours':>9} {'reference':>9} {'':8} {'ratio':>6}  limit")
+    print(f"{'':52} {'ours':>9} {'bare':>9} {'reference':>9} {'':8} {'ratio':>6}  limit")
     for name, (label, unit, limit) in TABLE.items():
         figure = figures[name]
-        ours, reference, ratio = (
+        ours, bare, reference, ratio = (
             "-" if (value := figure[key]) is None else f"{value:.{2 if abs(value) < 100 else 0}f}"
-            for key in ("ours", "reference", "ratio")
+            for key in ("ours", "bare", "reference", "ratio")
         )
         missed = "  MISSED" if limit and not kept(limit, figure["ours"], figure["ratio"]) else ""
-        print(f"{label.format(**counts):52} {ours:>9} {reference:>9} {unit:8} {ratio:>6}  {limit}{missed}")
+        print(f"{label.format(**counts):52} {ours:>9} {bare:>9} {reference:>9} {unit:8} {ratio:>6}  {limit}{missed}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": where, "size": vars(size), "figures": figures}, indent=1))
 

@@ -1,4 +1,4 @@
-"""A process under measurement: the stream daemon, or the reference, in an environment of its own.
+"""A process under measurement: the stream daemon, or what it is compared with, in an environment of its own.
 
 Only this process is measured, with all its threads. CPU time is that of /proc/PID/task/*/schedstat, wake-ups are
 voluntary context switches, memory is VmRSS.
@@ -51,11 +51,11 @@ def daemon(peers: Peers, **environment: str) -> Iterator[tuple[Measured, Daemon]
 
 
 @contextmanager
-def reference(peers: Peers) -> Iterator[Measured]:
-    """Run the reference between the peers."""
+def other(module: str, peers: Peers) -> Iterator[Measured]:
+    """Run tests/reference.py or tests/bare.py between the peers."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(PROJECT)} | peers.settings()
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "tests.reference"], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", module], env=environment)
     try:
         yield Measured(process.pid, started)
     finally:
