@@ -333,7 +333,8 @@ def test_token_goes_to_no_other_host(envoy: SimulatedEnvoy, certificate: Certifi
 
 def test_no_token_over_plain_http(envoy: SimulatedEnvoy) -> None:
     """A gateway that wants a token over plain http does not get it, even if https fails."""
-    envoy.info = INFO.replace("</envoy_info>", "<web-tokens>true</web-tokens></envoy_info>")
+    info = INFO.replace("</envoy_info>", "<web-tokens>true</web-tokens></envoy_info>")
+    envoy.answers = {"/info": Answer(200, info, "text/xml")}
     with pytest.raises(Lost, match="needs a token, which is sent over https only: leave http:// out"):
         client_at(envoy.host, ENVOY_TOKEN=token_for(envoy)).text(REPORTS)
     assert asked(envoy) == [("/info", 200)]

@@ -38,7 +38,6 @@ class SimulatedEnvoy:
     event: the meters' values, in the stream's format. source: called for the next event every `interval` seconds.
     inverters, reports, meters: what these endpoints answer; a str is sent as it is, anything else as JSON. Each event
     of the source replaces the reports. meters None: those of the reports, all enabled (site.meters can disable some).
-    info: the XML of /info, sent only while it names the current firmware; otherwise one is made.
     answers: answers by path that replace all others, before any authentication.
     metered: whether there are meters, and with them a stream; None: from firmware 4 on.
     redirects: whether plain HTTP gets a 301 from firmware 7 on; if not, it gets no answer.
@@ -59,7 +58,6 @@ class SimulatedEnvoy:
     inverters: Any = None
     reports: Any = None
     meters: Any = None
-    info: str = ""
     answers: dict[str, Answer] = field(default_factory=dict)
     metered: bool | None = None
     redirects: bool = False
@@ -189,8 +187,7 @@ class SimulatedEnvoy:
         if path in self.answers:
             return self.answers[path]
         if path == "/info":
-            made = site.info(self.firmware, self.serial, metered=self._has_meters)
-            return Answer(200, self.info if f">{self.firmware}<" in self.info else made, "text/xml")
+            return Answer(200, site.info(self.firmware, self.serial, metered=self._has_meters), "text/xml")
         return None if path in self._contents() else Answer(404)
 
     def _contents(self) -> dict[str, Any]:
