@@ -50,12 +50,7 @@ class Check:
 
     def __init__(self, directory: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> None:
         self.directory = directory
-        self.settings: dict[str, object] = {
-            "ENVOY_HOST": envoy.host,
-            "ENVOY_PASSWORD": envoy.password,
-            "EMONCMS_URL": emoncms.url,
-            "EMONCMS_APIKEY": emoncms.key,
-        }
+        self.settings: dict[str, object] = {**envoy.settings(), **emoncms.settings()}
         self.state = directory / "check" / "state"
         self.tools = directory / "tools"
         self.tools.mkdir()

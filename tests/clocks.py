@@ -1,10 +1,12 @@
-"""Lets a test move the wall clock of a running daemon, without root and without moving any other clock."""
+"""Clocks that a test sets: of an object under test, or the wall clock of a running daemon, without root."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.daemons import altered
 
+EPOCH = 1_700_000_000.0
 _BEFORE_ALL_ELSE = """
 import time
 wall, wall_ns = time.time, time.time_ns
@@ -14,6 +16,22 @@ def ahead():
 time.time = lambda: wall() + ahead()
 time.time_ns = lambda: wall_ns() + ahead() * 10**9
 """
+
+
+@dataclass
+class Time:
+    """A monotonic clock that moves only when a test sets it, and the computer's wall clock, `wrong` seconds ahead."""
+
+    now: float = 1000.0
+    wrong: float = 0.0
+
+    def __call__(self) -> float:
+        """Return the monotonic seconds."""
+        return self.now
+
+    def wall(self) -> float:
+        """Return the epoch seconds by the computer's clock."""
+        return EPOCH + self.now + self.wrong
 
 
 class Clocks:

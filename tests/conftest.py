@@ -15,6 +15,7 @@ from envoy2emon import words
 from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from tests.certificates import Certificate, self_signed
+from tests.checks import Check
 from tests.daemons import Daemon, skip_or_fail
 from tests.emoncms import AnyEmonCMS
 from tests.enlighten import Enlighten
@@ -69,6 +70,12 @@ def envoy() -> Iterator[SimulatedEnvoy]:
 
 
 @pytest.fixture
+def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Check:
+    """Return a check of the simulated gateway and EmonCMS."""
+    return Check(tmp_path, envoy, emoncms)
+
+
+@pytest.fixture
 def enlighten() -> Iterator[Enlighten]:
     """Serve a stand-in for Enphase's two services."""
     with Enlighten() as enlighten:
@@ -81,12 +88,7 @@ def daemon(tmp_path: Path, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> It
 
     A setting that is None is left out. The same command started again uses the same directory.
     """
-    settings = {
-        "ENVOY_HOST": envoy.host,
-        "ENVOY_PASSWORD": envoy.password,
-        "EMONCMS_URL": emoncms.url,
-        "EMONCMS_APIKEY": emoncms.key,
-    }
+    settings = envoy.settings() | emoncms.settings()
     with ExitStack() as stack:
 
         def start(command: str, environment: Mapping[str, str] | None = None, **changes: object) -> Daemon:

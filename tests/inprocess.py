@@ -8,25 +8,9 @@ from dataclasses import dataclass
 from envoy2emon.demo.account import Account
 from envoy2emon.emoncms.client import EmonCMS, Rejected, Unauthorized, Unavailable
 from envoy2emon.rows import Row, inputs_json
+from tests.clocks import EPOCH, Time
 
-EPOCH = 1_700_000_000.0
 NODE = "Envoy-S"
-
-
-@dataclass
-class Time:
-    """A monotonic clock that moves only when a test sets it, and the computer's wall clock, `wrong` seconds ahead."""
-
-    now: float = 1000.0
-    wrong: float = 0.0
-
-    def __call__(self) -> float:
-        """Return the monotonic seconds."""
-        return self.now
-
-    def wall(self) -> float:
-        """Return the epoch seconds by the computer's clock."""
-        return EPOCH + self.now + self.wrong
 
 
 @dataclass(frozen=True)

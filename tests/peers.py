@@ -48,12 +48,7 @@ class Peers:
     def settings(self) -> dict[str, str]:
         """Return settings for the two, as soon as no earlier process reads the stream."""
         self._envoy.wait_for(lambda: self._envoy.open_streams == 0)
-        return {
-            "ENVOY_HOST": self._envoy.host,
-            "ENVOY_PASSWORD": self._envoy.password,
-            "EMONCMS_URL": self._emoncms.url,
-            "EMONCMS_APIKEY": self._emoncms.key,
-        }
+        return self._envoy.settings() | self._emoncms.settings()
 
     def connections(self) -> int:
         """Return how many connections EmonCMS has accepted."""

@@ -19,7 +19,7 @@ from envoy2emon.emoncms import backlog as module
 from envoy2emon.emoncms.backlog import BLOCK_ROWS, SAVE_AFTER_S, Backlog, Block
 from envoy2emon.emoncms.disk import Disk
 from envoy2emon.rows import Row, Undated
-from tests.inprocess import EPOCH, Time
+from tests.clocks import EPOCH, Time
 
 NAMES = [f"prod_ph-{phase}_key{number}" for phase in "abc" for number in range(12)]
 DIGITS = st.decimals(-(10**9), 10**9, places=3)

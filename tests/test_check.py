@@ -44,12 +44,6 @@ def gateway7(certificate: Certificate) -> Iterator[SimulatedEnvoy]:
         yield envoy
 
 
-@pytest.fixture
-def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Check:
-    """Return a check of the simulated gateway and EmonCMS."""
-    return Check(tmp_path, envoy, emoncms)
-
-
 def at(gateway: SimulatedEnvoy, **changes: object) -> dict[str, Any]:
     """Return the settings for a gateway of firmware 7 and an owner's token."""
     token = make_token(gateway.serial, time.time() + YEAR)

@@ -13,7 +13,6 @@ import pytest
 
 from envoy2emon.check import computer
 from envoy2emon.check.verdict import Found
-from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
 from envoy2emon.emoncms.disk import Disk, Saved
@@ -28,12 +27,6 @@ def envoy() -> Iterator[SimulatedEnvoy]:
     """Serve a gateway of firmware 5 without meters, because check asks such a gateway least."""
     with SimulatedEnvoy(metered=False, source=lambda: THREE_PHASE_EVENT, interval=0.05) as envoy:
         yield envoy
-
-
-@pytest.fixture
-def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Check:
-    """Return a check of the simulated gateway and EmonCMS."""
-    return Check(tmp_path, envoy, emoncms)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from envoy2emon.demo.emoncms import (
     Answers,
     DropsAuthorization,
     Failure,
+    RedirectsToHttps,
     StandInEmonCMS,
 )
 from envoy2emon.demo.gateway import SimulatedEnvoy
@@ -30,12 +30,6 @@ def envoy() -> Iterator[SimulatedEnvoy]:
     """Serve a gateway of firmware 5 that sends twenty events a second."""
     with SimulatedEnvoy(source=lambda: THREE_PHASE_EVENT, interval=0.05) as envoy:
         yield envoy
-
-
-@pytest.fixture
-def check(tmp_path: Path, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> Check:
-    """Return a check of the simulated gateway and EmonCMS."""
-    return Check(tmp_path, envoy, emoncms)
 
 
 def test_where_emoncms_is_not(check: Check, emoncms: StandInEmonCMS, envoy: SimulatedEnvoy) -> None:
@@ -109,28 +103,18 @@ def test_proxy_that_drops_the_key(check: Check, emoncms: StandInEmonCMS) -> None
     assert "read key" not in str(answers.lines)
 
 
-class Redirecting(StandInEmonCMS):
-    """A reverse proxy that redirects http to https, at `target`."""
-
-    target = ""
-
-    def answer(self, target: str, *_: object) -> Answer | None:
-        """Redirect to the target."""
-        return Answer(301, "", self.target + target)
-
-
-def test_proxy_with_its_own_certificate(check: Check, certificate: Certificate) -> None:
+def test_proxy_with_its_own_certificate(check: Check, emoncms: StandInEmonCMS, certificate: Certificate) -> None:
     """If a proxy redirects to https with a self-signed certificate, check says what to set, and those settings work."""
-    with StandInEmonCMS(tls=certificate.context) as secure, Redirecting() as proxy:
-        proxy.target = secure.url.removesuffix("/emoncms")
+    with StandInEmonCMS(tls=certificate.context) as secure:
+        emoncms.fault = RedirectsToHttps(secure.url.removesuffix("/emoncms"))
         pin = f"EMONCMS_CERT_SHA256={certificate.sha256}"
-        check(EMONCMS_URL=proxy.url).say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}", "self-signed", pin)
+        check(EMONCMS_URL=emoncms.url).say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}", "self-signed", pin)
         check(EMONCMS_URL=secure.url).say("FAIL", "EmonCMS", "does not trust", "self-signed", f"set {pin}")
         answers = check(EMONCMS_URL=secure.url, EMONCMS_CERT_SHA256="0" * 64)
         answers.say("FAIL", "EmonCMS", "a certificate other than the one set", "renewed", pin)
         answers = check(EMONCMS_URL=secure.url, EMONCMS_CERT_SHA256=certificate.sha256)
         answers.say("ok", "key")
-        answers = check(EMONCMS_URL=proxy.url, EMONCMS_CERT_SHA256=certificate.sha256)
+        answers = check(EMONCMS_URL=emoncms.url, EMONCMS_CERT_SHA256=certificate.sha256)
         answers.say("FAIL", "EmonCMS", f"Set EMONCMS_URL={secure.url}")
         assert "self-signed" not in str(answers.lines)
 

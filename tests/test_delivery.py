@@ -21,8 +21,9 @@ from envoy2emon.emoncms.delivery import MOST_REJECTED, MOST_REPEATED, Delivery
 from envoy2emon.emoncms.disk import Disk
 from envoy2emon.outage import Outage
 from envoy2emon.rows import Undated
+from tests.clocks import EPOCH, Time
 from tests.conftest import until
-from tests.inprocess import EPOCH, Failure, InProcess, Time
+from tests.inprocess import Failure, InProcess
 from tests.ledger import kwh_error
 
 

@@ -104,7 +104,7 @@ def test_the_daemon_says_what_the_symptoms_table_quotes(
             "cannot be resolved": {"ENVOY_HOST": "no-such-gateway.invalid"},
             "is EMONCMS_APIKEY the write key": {"EMONCMS_APIKEY": emoncms.read_key},
             "there is no EmonCMS at ... (404)": {"EMONCMS_URL": emoncms.url.removesuffix("cms")},
-            "this gateway has no meters": {"ENVOY_HOST": bare.host, "ENVOY_PASSWORD": bare.password},
+            "this gateway has no meters": bare.settings(),
         }[phrase]
         stream = daemon("stream", **situation)
         if not any(name.startswith("ENVOY") for name in situation):

@@ -23,6 +23,7 @@ from envoy2emon.gateway.info import Info, read_info, urls
 from envoy2emon.gateway.tokens import LOGIN_EVERY_S, Tokens
 from tests import fixtures
 from tests.certificates import Certificate, self_signed
+from tests.clocks import Time
 from tests.enlighten import Enlighten
 from tests.gateways import INFO, Scripted, asked, client_at, settings_of
 
@@ -340,10 +341,10 @@ def test_no_token_over_plain_http(envoy: SimulatedEnvoy) -> None:
     assert asked(envoy) == [("/info", 200)]
 
 
-def with_account(envoy: SimulatedEnvoy, enlighten: Enlighten, now: list[float]) -> Gateway:
-    """Return a client with an account at Enphase; now[0] is the wall clock's time."""
+def with_account(envoy: SimulatedEnvoy, enlighten: Enlighten, wall: Time) -> Gateway:
+    """Return a client with an account at Enphase and this wall clock."""
     known = settings_of(ENVOY_HOST=envoy.host, **enlighten.settings())
-    return Gateway(known, Tokens(known, None, lambda: now[0]))
+    return Gateway(known, Tokens(known, None, wall))
 
 
 def test_a_refused_token_is_replaced(
@@ -352,8 +353,8 @@ def test_a_refused_token_is_replaced(
     """A fetched token that the gateway refuses is replaced, at most once in ten minutes."""
     monkeypatch.setattr(client, "NO_NEW_LOGIN_S", 0.0)
     envoy.upgrade("D8.3.6086")
-    now = [time.time()]
-    polling = with_account(envoy, enlighten, now)
+    wall = Time(time.time())
+    polling = with_account(envoy, enlighten, wall)
     polling.text(INVERTERS)
     for _ in range(3):
         envoy.tokens.refused |= set(enlighten.tokens)
@@ -362,7 +363,7 @@ def test_a_refused_token_is_replaced(
             Refused, match=r"Enphase gave: does ENPHASE_EMAIL own this gateway\? \(Enphase was asked 0 s ago\)"
         ):
             polling.text(INVERTERS)
-        now[0] += LOGIN_EVERY_S
+        wall.now += LOGIN_EVERY_S
         polling.text(INVERTERS)
     assert enlighten.logins == [200] * 4
 
@@ -370,14 +371,14 @@ def test_a_refused_token_is_replaced(
 def test_renewed_while_polling(envoy: SimulatedEnvoy, enlighten: Enlighten) -> None:
     """A token that is due is renewed between two polls; until Enphase may be asked again, the old one stays in use."""
     envoy.upgrade("D8.3.6086")
-    now = [time.time()]
+    wall = Time(time.time())
     enlighten.lifetime = 29 * 86_400.0
-    polling = with_account(envoy, enlighten, now)
+    polling = with_account(envoy, enlighten, wall)
     for _ in range(3):
         polling.text(INVERTERS)
     assert (len(enlighten.tokens), asked(envoy).count((CHECK, 200))) == (1, 1)
     enlighten.lifetime = 365 * 86_400.0
-    now[0] += LOGIN_EVERY_S
+    wall.now += LOGIN_EVERY_S
     for _ in range(3):
         polling.text(INVERTERS)
     assert (len(enlighten.tokens), asked(envoy).count((CHECK, 200))) == (2, 2)

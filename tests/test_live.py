@@ -22,6 +22,7 @@ from envoy2emon.gateway.readings import MeterReading
 from envoy2emon.live import http as live_http
 from envoy2emon.live import server as live
 from envoy2emon.live.server import Live, figures
+from tests.clocks import Time
 from tests.conftest import until
 
 LIMIT_S = 20  # for whatever a test waits for
@@ -85,9 +86,9 @@ Ask = Callable[..., Client]
 
 
 @pytest.fixture
-def clock() -> list[float]:
-    """Return the page's clock, a list whose only entry is the time."""
-    return [NOW]
+def clock() -> Time:
+    """Return the page's clock."""
+    return Time(NOW)
 
 
 @contextmanager
@@ -104,9 +105,9 @@ def serving(
 
 
 @pytest.fixture
-def page(clock: list[float]) -> Iterator[Live]:
+def page(clock: Time) -> Iterator[Live]:
     """Serve the page by the test's clock."""
-    with serving(clock=lambda: clock[0]) as page:
+    with serving(clock=clock) as page:
         yield page
 
 
@@ -240,26 +241,26 @@ def test_events_as_in_the_contract(page: Live, ask: Ask) -> None:
         assert event == b'%d\nevent: solar_data\ndata: {"p":6540,"c":4426,"n":-2114}\n\n' % at
 
 
-def test_latest_at_once_unless_stale(page: Live, ask: Ask, clock: list[float]) -> None:
+def test_latest_at_once_unless_stale(page: Live, ask: Ask, clock: Time) -> None:
     """A new viewer gets the latest reading at once; if that is stale, only its date."""
     first = ask()
     page.show(reading(NOW, "100", "300"))
     first.event("solar_data")
     assert ask().event("solar_data") == {"p": 100, "c": 300, "n": 200}
-    clock[0] += live.STALE_S + 1
+    clock.now += live.STALE_S + 1
     late = ask()
     assert late.event("history")["last"] == NOW
-    page.show(reading(clock[0], "7000", "300"))
+    page.show(reading(clock.now, "7000", "300"))
     assert late.event("solar_data")["p"] == 7000
 
 
-def test_history(page: Live, ask: Ask, clock: list[float]) -> None:
+def test_history(page: Live, ask: Ask, clock: Time) -> None:
     """The history covers the last 15 minutes, one point a second (the later of two), and fits the send buffer."""
     for half in range(4000):
         page.show(reading(NOW + half / 2, str(10000 + half), "12345"))
     page.show(reading(NOW + 2000, None, "7"))
     page.show(reading(NOW + 2001, None, None))
-    clock[0] = NOW + 2000
+    clock.now = NOW + 2000
     viewer = ask()
     viewer.until(b"event: history\ndata: ")
     text = viewer.until(b"\n\n")
@@ -267,7 +268,7 @@ def test_history(page: Live, ask: Ask, clock: list[float]) -> None:
     points = json.loads(text)["points"]
     assert [at for at, _, _ in points] == list(range(6101, 7001))
     assert points[-2:] == [[6999, 13999, 12345], [7000, None, 7]]
-    clock[0] += 300
+    clock.now += 300
     assert len(ask().event("history")["points"]) == 600
 
 

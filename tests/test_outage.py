@@ -5,17 +5,7 @@ import logging
 import pytest
 
 from envoy2emon.outage import REFUSED_WAIT_S, STEADY_S, Outage, duration
-
-
-class Time:
-    """A monotonic clock that only the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 500.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
+from tests.clocks import Time
 
 
 @pytest.fixture

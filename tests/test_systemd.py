@@ -67,12 +67,7 @@ def emoncms(machine: Machine) -> Iterator[StandInEmonCMS]:
 @pytest.fixture
 def settings(machine: Machine, envoy: SimulatedEnvoy, emoncms: StandInEmonCMS) -> dict[str, str]:
     """Write settings for the gateway and EmonCMS, and return them."""
-    settings = {
-        "ENVOY_HOST": envoy.host,
-        "ENVOY_PASSWORD": envoy.password,
-        "EMONCMS_URL": emoncms.url,
-        "EMONCMS_APIKEY": emoncms.key,
-    }
+    settings = envoy.settings() | emoncms.settings()
     write(machine, settings)
     return settings
 

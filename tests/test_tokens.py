@@ -19,6 +19,7 @@ from envoy2emon.demo.gateway import make_token
 from envoy2emon.gateway.enphase import NoToken
 from envoy2emon.gateway.tokens import LOGIN_EVERY_S, Token, Tokens
 from envoy2emon.settings import Settings
+from tests.clocks import Time
 from tests.enlighten import LOGIN_PATH, TOKEN_PATH, Enlighten
 from tests.gateways import settings_of
 
@@ -26,17 +27,6 @@ SERIAL = "122112345678"
 HOUR, DAY = 3600.0, 86400.0
 CURE = "set ENPHASE_EMAIL and ENPHASE_PASSWORD in .env, or an ENVOY_TOKEN from https://entrez.enphaseenergy.com"
 BUSY = (503, "<html>")
-
-
-class Wall:
-    """A wall clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        """Return epoch seconds."""
-        return self.now
 
 
 def account(enlighten: Enlighten) -> Settings:
@@ -161,7 +151,7 @@ def test_both_at_once(enlighten: Enlighten, tmp_path: Path) -> None:
 def test_trouble_lasts(enlighten: Enlighten, tmp_path: Path) -> None:
     """Both daemons report Enphase's failure until the next login is allowed."""
     enlighten.answers[LOGIN_PATH] = BUSY
-    wall = Wall()
+    wall = Time(time.time())
     tokens, other = (Tokens(account(enlighten), tmp_path, wall) for _ in range(2))
     said = trouble(tokens)
     wall.now += LOGIN_EVERY_S / 2
@@ -176,7 +166,7 @@ def test_a_daemon_killed_during_a_login(enlighten: Enlighten, tmp_path: Path) ->
     """A daemon that was killed before it saved Enphase's answer delays the next login by ten minutes at most."""
     kept = {"token": "", "login_at": time.time() - 70, "trouble": "Enphase has not answered"}
     (tmp_path / "token.json").write_text(json.dumps(kept))
-    wall = Wall()
+    wall = Time(time.time())
     tokens = Tokens(account(enlighten), tmp_path, wall)
     assert trouble(tokens) == "Enphase has not answered (Enphase was asked 70 s ago)"
     wall.now += LOGIN_EVERY_S
@@ -186,7 +176,7 @@ def test_a_daemon_killed_during_a_login(enlighten: Enlighten, tmp_path: Path) ->
 @pytest.mark.parametrize("state", [True, False])
 def test_one_login_in_ten_minutes(enlighten: Enlighten, tmp_path: Path, *, state: bool) -> None:
     """A gateway that refuses every token costs one login in ten minutes, also if the state survives a restart."""
-    wall = Wall()
+    wall = Time(time.time())
     tokens = Tokens(account(enlighten), None, wall)
     for minute in range(30):
         if state:
@@ -202,7 +192,7 @@ def test_one_login_in_ten_minutes(enlighten: Enlighten, tmp_path: Path, *, state
 
 def test_a_clock_that_was_ahead(enlighten: Enlighten, tmp_path: Path) -> None:
     """A clock that was hours ahead at the last login does not delay the next one."""
-    wall = Wall()
+    wall = Time(time.time())
     tokens = Tokens(account(enlighten), tmp_path, wall)
     tokens.refused(tokens.token(SERIAL))
     wall.now -= 5 * HOUR
@@ -214,7 +204,7 @@ def test_a_clock_that_was_ahead(enlighten: Enlighten, tmp_path: Path) -> None:
 def test_renewed(enlighten: Enlighten, tmp_path: Path, user: str, before: float) -> None:
     """An owner token is renewed 30 days before its end, an installer token, which lives 12 hours, one hour before."""
     enlighten.user, enlighten.lifetime = user, {"owner": 365 * DAY, "installer": 12 * HOUR}[user]
-    wall = Wall()
+    wall = Time(time.time())
     tokens = Tokens(account(enlighten), tmp_path, wall)
     token = tokens.token(SERIAL)
     wall.now = token.expires_at - before - 1
@@ -228,7 +218,7 @@ def test_renewed(enlighten: Enlighten, tmp_path: Path, user: str, before: float)
 
 def test_renewal_fails(enlighten: Enlighten, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While a renewal fails, tried every ten minutes, the old token is used until the gateway refuses it."""
-    wall = Wall()
+    wall = Time(time.time())
     tokens = Tokens(account(enlighten), tmp_path, wall)
     token = tokens.token(SERIAL)
     enlighten.answers[LOGIN_PATH] = BUSY
@@ -247,7 +237,7 @@ def test_renewal_fails(enlighten: Enlighten, tmp_path: Path, caplog: pytest.LogC
 
 def test_other_gateway(enlighten: Enlighten, tmp_path: Path) -> None:
     """A kept token for another gateway is not used; the serial number of the last gateway is remembered."""
-    wall = Wall()
+    wall = Time(time.time())
     tokens = Tokens(account(enlighten), tmp_path, wall)
     tokens.token("122199999999")
     assert tokens.swap_serial("122199999999") == ""

@@ -62,9 +62,7 @@ class HoldsUp:
 
 @dataclass(frozen=True, slots=True)
 class AnswersLate:
-    """A request is applied at once, but its answer is held for `seconds` (None: for ever) or until release()."""
-
-    seconds: float | None = None
+    """A request is applied at once, but its answer is held until release()."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,9 @@ class DropsAuthorization:
 
 @dataclass(frozen=True, slots=True)
 class RedirectsToHttps:
-    """A reverse proxy redirects each request to the same path on https, at the default port."""
+    """A reverse proxy redirects each request to the same path at `base`, on https."""
+
+    base: str = "https://127.0.0.1"
 
 
 Failure = Answers | Cuts | Dies | HoldsUp | AnswersLate | DropsAuthorization | RedirectsToHttps
@@ -100,20 +100,13 @@ class StandInEmonCMS:
     """EmonCMS with one account, served at `url` within the `with` block. The attributes may be set at any time.
 
     idle_timeout: seconds after which a silent connection is closed. max_requests: requests after which any connection
-    is closed. clock_offset: seconds by which the server is ahead of `clock` (epoch s). fault: what every request meets,
-    None for none; next_faults: what the next posts meet instead, one each. keep: how many rows are kept, None for all.
-    tls: the certificate's context; with it, `url` is https.
+    is closed. clock_offset: seconds by which the server's clock is ahead of this computer's. fault: what every request
+    meets, None for none; next_faults: what the next posts meet instead, one each. keep: how many rows are kept, None
+    for all. tls: the certificate's context; with it, `url` is https.
     """
 
-    def __init__(
-        self,
-        key: str = "writekey",
-        read_key: str = "readkey",
-        keep: int | None = None,
-        tls: ssl.SSLContext | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.key, self.read_key, self.tls = key, read_key, tls
+    def __init__(self, keep: int | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self.key, self.read_key, self.tls = "writekey", "readkey", tls
         self.account = Account(keep)
         self.rows = self.account.rows
         self.idle_timeout = 5.0  # Apache's KeepAliveTimeout; its MaxKeepAliveRequests is 100
@@ -121,7 +114,6 @@ class StandInEmonCMS:
         self.clock_offset = 0.0
         self.fault: Failure | None = None
         self.connections = self.requests = 0
-        self._clock = clock
         self.next_faults: deque[Failure] = deque()
         self._releases = 0
         self._changed = Condition()
@@ -144,6 +136,10 @@ class StandInEmonCMS:
                 with suppress(OSError):  # its client has reset it
                     connection.shutdown(socket.SHUT_RDWR)
 
+    def settings(self) -> dict[str, str]:
+        """Return the settings of a daemon that posts to this EmonCMS."""
+        return {"EMONCMS_URL": self.url, "EMONCMS_APIKEY": self.key}
+
     def fail_next(self, *faults: Failure) -> None:
         """Let the next posts meet these faults, one each; other requests do not meet them."""
         self.next_faults.extend(faults)
@@ -163,7 +159,7 @@ class StandInEmonCMS:
 
     def now(self) -> float:
         """Return the server's clock, epoch s."""
-        return self._clock() + self.clock_offset
+        return time.time() + self.clock_offset
 
     def note(self, connection: socket.socket, event: Literal["opened", "request", "closed"]) -> None:
         """Count connections and requests."""
@@ -182,8 +178,8 @@ class StandInEmonCMS:
             fault = self.next_faults.popleft() if posts and self.next_faults else self.fault
             releases = self._releases
         match fault:
-            case RedirectsToHttps():
-                return Answer(301, "", f"https://127.0.0.1{target}")
+            case RedirectsToHttps(base):
+                return Answer(301, "", base + target)
             case DropsAuthorization():
                 params, key = parameters(url.query, body, content_type, "")
             case HoldsUp(seconds):
@@ -198,7 +194,7 @@ class StandInEmonCMS:
                 return Answer(shown.status, shown.body)
         answer = self._answer(url.path, params, key)
         if isinstance(fault, AnswersLate):
-            self._hold(fault.seconds, releases)
+            self._hold(None, releases)
         return answer
 
     def _hold(self, seconds: float | None, releases: int) -> None:

@@ -65,7 +65,7 @@ class SimulatedEnvoy:
     digest: DigestLogin = field(default_factory=DigestLogin, init=False)
     tokens: TokenLogin = field(default_factory=TokenLogin, init=False)
     requests: list[Request] = field(default_factory=list, init=False)
-    accepted: list[float] = field(default_factory=list, init=False)  # connections, by monotonic seconds
+    connections: int = field(default=0, init=False)  # that have come in so far, including those that were refused
     streams: list[SimpleQueue[bytes | None]] = field(default_factory=list, init=False)
     open_connections: set[socket.socket] = field(default_factory=set, init=False)
 
@@ -110,10 +110,9 @@ class SimulatedEnvoy:
         """The address as a client's setting: HOST:PORT."""
         return f"{self.address[0]}:{self.address[1]}"
 
-    @property
-    def connections(self) -> int:
-        """How many connections have come in so far, including those that were refused."""
-        return len(self.accepted)
+    def settings(self) -> dict[str, str]:
+        """Return the settings of a daemon that reads this gateway."""
+        return {"ENVOY_HOST": self.host, "ENVOY_PASSWORD": self.password}
 
     @property
     def open_streams(self) -> int:

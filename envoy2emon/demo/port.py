@@ -26,7 +26,6 @@ class Request(NamedTuple):
     """A request that was answered. at: monotonic s. user: None if nobody was recognised."""
 
     at: float
-    method: str
     path: str
     status: int
     user: str | None
@@ -55,7 +54,7 @@ class Port(ThreadingTCPServer):
     def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
         """Serve a connection, or close it if a gateway of this firmware serves only the other kind (TLS or plain)."""
         gateway = self.gateway
-        gateway.note(lambda: gateway.accepted.append(time.monotonic()))
+        gateway.note(lambda: setattr(gateway, "connections", gateway.connections + 1))
         request.settimeout(10)  # for the handshake
         encrypted = request.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE
         tls = gateway.tls if encrypted and gateway.token_based else None
@@ -135,7 +134,7 @@ class _Connection(BaseHTTPRequestHandler):
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002 - as in http.server
         gateway = self.server.gateway
-        request = Request(time.monotonic(), self.command or "", self.path, int(code), self.user)
+        request = Request(time.monotonic(), self.path, int(code), self.user)
         gateway.note(lambda: gateway.requests.append(request))
 
     def log_message(self, *_: object) -> None:

@@ -87,8 +87,8 @@ def _run(stop: SimpleQueue[None], seconds: float | None, page: str) -> int:
         env_file = folder / ".env"
         env_file.touch(0o600)
         env_file.write_text(
-            f"ENVOY_HOST={gateway.host}\nENVOY_PASSWORD={gateway.password}\nEMONCMS_URL={emoncms.url}\n"
-            f"EMONCMS_APIKEY={emoncms.key}\nINVERTERS_INTERVAL_S=2\nLIVE_LISTEN={page}\n"
+            "".join(f"{name}={value}\n" for name, value in (gateway.settings() | emoncms.settings()).items())
+            + f"INVERTERS_INTERVAL_S=2\nLIVE_LISTEN={page}\n"
         )
         print(f"A simulated gateway at {gateway.host}, a stand-in for EmonCMS at {emoncms.url}, and between them:")
         daemons = [_start(name, env_file) for name in ("stream", "inverters")]
