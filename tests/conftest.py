@@ -9,7 +9,7 @@ from threading import Event
 from uuid import uuid4
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from envoy2emon import words
 from envoy2emon.demo.emoncms import StandInEmonCMS
@@ -22,8 +22,10 @@ from tests.enlighten import Enlighten
 
 StartDaemon = Callable[..., Daemon]
 
-# Each run uses the same examples, so its result depends on the code only; `--hypothesis-profile=default` finds others.
-settings.register_profile("same", derandomize=True)
+# Each run uses the same examples, so its result depends on the code only; `--hypothesis-profile=other` finds others.
+# A busy computer has no deadlines, and the fixtures that the tests share between examples keep nothing of them.
+settings.register_profile("other", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile("same", settings.get_profile("other"), derandomize=True)
 settings.load_profile("same")
 
 # One worker runs a whole file. If these began last, one worker would be busy alone at the end.

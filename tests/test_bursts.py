@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envoy2emon.gateway.bursts import FOLLOWS_S, LONGEST_WAIT_S, MOST_WAITING, Arrival, Bursts
@@ -86,7 +86,6 @@ def test_a_stream_without_pause_is_no_burst() -> None:
     assert bursts.wait(30.0) == 0.0
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.3, 1.0, 1.6, 22.0]), st.integers(0, 25)), max_size=30))
 def test_no_reading_is_lost_or_dated_before_the_one_in_front(steps: list[tuple[float, int]]) -> None:
     """All readings come out, none dated before the previous one or over LONGEST_WAIT_S after its arrival."""

@@ -341,7 +341,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(STEPS, min_size=20, max_size=60), st.integers(-100_000, 100_000))
 def test_every_story_ends_well(steps: list[partial[None]], ahead: int) -> None:
     """No row is missing, each has the date when it was taken, none goes back, and energy is exact, whatever happens.

@@ -105,7 +105,7 @@ def test_bad_info(text: str, words: str) -> None:
         read_info("http://envoy", text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.text()
     | st.lists(
@@ -531,7 +531,7 @@ HEADS = st.lists(
 STATUS = st.sampled_from([b"200", b"401", b"302", b"404", b"503", b"100", b"204"])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(STATUS, HEADS, st.binary(max_size=40), st.sampled_from([page, follow]))
 def test_nothing_else_is_ever_raised(status: bytes, head: list[bytes], body: bytes, ask: Ask) -> None:
     """Whatever a server sends, the result is an answer, or else Lost, Refused or NotFound in one printable line."""

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envoy2emon.live.today import GAP_S, SAVE_EVERY_S, Today, TodayFile, load_history, save_history
@@ -86,7 +86,6 @@ BAD = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(BAD)
 @example(b"[" * 60_000)
 def test_any_damage_is_a_day_or_a_new_one(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:

@@ -112,7 +112,7 @@ def test_what_is_no_answer_is_a_bad_reading(page: str, text: str, words: str) ->
     assert "\n" not in str(caught.value)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text() | JSON.map(json.dumps), st.sampled_from(list(PARSERS)))
 def test_nothing_else_is_ever_raised(text: str, page: str) -> None:
     """Any text and any JSON give a result or a BadReading whose words fit on one line of the log."""

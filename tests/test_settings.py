@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envoy2emon import settings, words
@@ -21,9 +20,6 @@ SECRETS = ("ENVOY_PASSWORD", "ENVOY_INVERTERS_PASSWORD", "ENVOY_TOKEN", "ENPHASE
 LONG_NODE = "drops nodes whose names have more than 16 characters"
 SHORT_NODE = "in FILE set EMONCMS_INVERTERS_NODE=Envoy-inverters"
 QUOTE = r"put the value in single quotes, with a \ before each ' or \ in it, such as 'it\'s #1'"
-each_alone = hypothesis_settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100
-)
 
 
 @pytest.fixture
@@ -339,7 +335,6 @@ def test_a_credential_has_its_owners_name(tmp_path: Path) -> None:
     assert settings.display(Path("/home/me/.env"), environ) == Path("/home/me/.env")
 
 
-@each_alone
 @given(st.binary() | st.text().map(str.encode) | st.lists(st.sampled_from(
     [*(f"{name}=" for name in KEY), "ENVOY_HOST=", "EMONCMS_URL=", "LOG_FILE=", "'", '"', "\n", " #", "\\", "\ud800",
      "http://", "[", "]", "@", ":", "?", "9" * 5000, "1e9", "\x00", "\x1b", "\u202e", "export ", "a"]
@@ -354,7 +349,6 @@ def test_no_file_does_harm(env: Path, content: bytes) -> None:
     assert all(line.isprintable() for line in said)
 
 
-@each_alone
 @example("ENVOY_PASSWORD", "§0[::]§")  # part of it is a valid host
 @given(
     st.sampled_from(SECRETS),

@@ -29,7 +29,7 @@ def bytewise(data: bytes) -> list[bytes]:
     return [data[at : at + 1] for at in range(len(data))]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(PIECES, st.lists(st.integers(0, 12)))
 def test_events_do_not_depend_on_the_cuts(pieces: list[bytes], sizes: list[int]) -> None:
     """Any bytes, cut in any way, give the same events."""

@@ -6,7 +6,7 @@ import unicodedata
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envoy2emon.words import clean, keep_secret
@@ -15,10 +15,8 @@ KEY = "0123456789abcdef0123456789abcdef"
 TRICKY = 'it\'s "#1" pa\\\\ss/&wörd😀'
 # Possible passwords: without the stars that replace them, and too long to be ordinary words.
 SECRETS = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="*"), min_size=16, max_size=40)
-each_alone = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 
 
-@each_alone
 @given(st.text(), st.integers(0, 50) | st.none())
 @example("\x1b[2J\x9b31m\r\n\t\u202eevil\u2066\ud800\x7f\u2028\u0085end", None)
 def test_one_line_without_control_characters(text: str, most: int | None) -> None:
@@ -47,7 +45,6 @@ ECHOES = {
 }
 
 
-@each_alone
 @pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
 @given(SECRETS | st.sampled_from([KEY, TRICKY, "\\" * 20]), st.text(max_size=20), st.text(max_size=20))
 def test_no_echo_of_a_secret_gets_out(echo, secret: str, before: str, behind: str) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - of ECHOES
@@ -59,7 +56,6 @@ def test_no_echo_of_a_secret_gets_out(echo, secret: str, before: str, behind: st
     assert echo(secret) not in said
 
 
-@each_alone
 @given(SECRETS, st.integers(0, 40))
 def test_secrets_are_replaced_before_the_cut(secret: str, most: int) -> None:
     """Cutting a text leaves no piece of a secret behind, because secrets are replaced first."""
