@@ -38,7 +38,7 @@ def machine(booted: Machine) -> Iterator[Machine]:
     for unit in BOTH:
         print(*booted.journal(unit), sep="\n")  # pytest shows it if the test fails
     booted.enter("systemctl", "kill", "--signal=KILL", *BOTH)
-    booted.run("systemctl", "stop", *BOTH)
+    booted.run("systemctl", "disable", "--now", *BOTH)
     booted.enter("systemctl", "reset-failed", *BOTH)
     booted.run("systemctl", "clean", "--what=all", *BOTH)
     booted.run(
@@ -207,6 +207,40 @@ def test_two_gateways(machine: Machine, settings: dict[str, str], emoncms: Stand
             assert machine.journal("envoy2emon-second", "--identifier=envoy2emon-second")
         finally:
             machine.run("systemctl", "disable", "--now", "envoy2emon-second", "envoy2emon_inv-second")
+
+
+def units(machine: Machine) -> list[str]:
+    """Run the installed `envoy2emon check` as root, and return what it says of the units."""
+    machine.run("journalctl", "--sync")
+    environ = {"ENVOY2EMON_ENV_FILE": str(SETTINGS), "STATE_DIRECTORY": "/var/lib/envoy2emon"}
+    done = machine.enter(str(PROGRAM / "bin" / "python"), "-m", "envoy2emon", "check", environ=environ)
+    lines = done.stdout.decode().splitlines()
+    assert done.returncode == any(line.startswith("FAIL") for line in lines), done
+    return [line for line in lines if line.split()[1] == "units"]
+
+
+def test_check_says_how_the_units_are(machine: Machine, emoncms: StandInEmonCMS, settings: dict[str, str]) -> None:
+    """A unit is reported as running, running with old settings, or failed with the reason from this run's journal."""
+    machine.run("systemctl", "enable", *BOTH)
+    machine.run("systemctl", "start", STREAM)
+    wait_for_nodes(emoncms, "Envoy-S")
+    write(machine, settings | {"EMONCMS_APIKEY": ""})
+    machine.enter("systemctl", "start", INVERTERS)
+    wait_for("the unit to fail", lambda: machine.show(INVERTERS, "ActiveState") == "failed")
+    write(machine, settings)
+    machine.run("touch", "--date=1 minute", str(SETTINGS))  # systemd reports whole seconds
+    running, failed = units(machine)
+    assert running.startswith("warn  units      envoy2emon runs: ")
+    assert running.endswith("The settings have changed since it started: sudo systemctl restart envoy2emon")
+    assert failed.startswith("FAIL  units      envoy2emon_inv has failed (exit-code, exit status 78); last trouble,")
+    assert "EMONCMS_APIKEY is not set" in failed
+    assert failed.endswith("Fix that, then: sudo systemctl restart envoy2emon_inv")
+    machine.run("touch", str(SETTINGS))
+    machine.run("systemctl", "restart", INVERTERS)
+    wait_for_nodes(emoncms, "Envoy-S-inverters")
+    _, running = units(machine)
+    assert running.startswith("ok    units      envoy2emon_inv runs: 12 inverters")
+    assert "last trouble" not in running
 
 
 PROBE = """
