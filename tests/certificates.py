@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import NamedTuple
 
-import pytest
+from tests.daemons import skip_or_fail
 
 
 class Certificate(NamedTuple):
@@ -21,7 +21,7 @@ class Certificate(NamedTuple):
 def self_signed(serial: str, folder: Path) -> Certificate:
     """Make a new key and certificate in `folder` with openssl, as a Python package for it needs a compiler on armhf."""
     if not shutil.which("openssl"):
-        pytest.skip("openssl is not installed")
+        skip_or_fail("openssl is not installed", "REQUIRE_BROWSER")
     made = Path(mkdtemp(dir=folder))
     key, certificate = made / "key.pem", made / "certificate.pem"
     kind = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "365")

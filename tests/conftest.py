@@ -29,7 +29,7 @@ settings.register_profile("same", settings.get_profile("other"), derandomize=Tru
 settings.load_profile("same")
 
 # One worker runs a whole file. If these began last, one worker would be busy alone at the end.
-LONGEST = ("test_systemd", "test_upgrade", "test_install", "test_outages", "test_live_daemon")
+LONGEST = ("test_systemd", "test_upgrade", "test_install", "test_outages", "test_live_daemon", "test_hostile")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """Both daemons, with the gateway's and EmonCMS's answers spoilt at random: `python -m tests.fuzz --minutes N --seed S`.
 
 They read a simulated gateway and post to the stand-in through proxies that cut, double and invent bytes in the answers.
-If a daemon ends, a row is doubled or a date goes back, the exit code is 1. Loss is not judged here but by
+If a daemon ends, a date goes back or energy is counted wrongly, the exit code is 1. Loss is not judged here but by
 tests/soak.py, because a row is rightly lost when its event was spoilt.
 """
 

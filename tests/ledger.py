@@ -18,6 +18,8 @@ UNDER_WAY_S = 0.6
 # What a power cut may cost: rows are saved when they are 30 s old, but ages are checked only every few seconds, and
 # disks can be slow.
 KILL_MAY_COST_S = 36.0
+# EmonCMS's clock is known to a second, a date is a whole second, and an event may be held for 0.25 s.
+MISDATED_S = 2.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,16 @@ class Verdict:
 
 
 def judge(
-    sent: Sequence[tuple[float, Hashable]], rows: Sequence[AppliedRow], arrivals: Sequence[Arrival], diary: Diary
+    sent: Sequence[tuple[float, Hashable]],
+    rows: Sequence[AppliedRow],
+    arrivals: Sequence[Arrival],
+    diary: Diary,
+    epoch: float | None = None,
 ) -> Verdict:
     """Judge what was sent to a daemon by what arrived.
 
     sent: when each item was sent, and its identity; it may be sent several times. rows: those of the arrivals, in the
-    same order.
+    same order. epoch: the epoch seconds at monotonic 0, if each item is to be dated as it is sent.
     """
     first: dict[Hashable, float] = {}
     last: dict[Hashable, float] = {}
@@ -82,6 +88,10 @@ def judge(
         verdict.repeated += before is not arrival and before.date == arrival.date
         verdict.doubled += before.date != arrival.date
     verdict.received = len(begun)
+    if epoch is not None:
+        true = {identity: at + epoch for identity, at in first.items() if diary.well(at)}
+        errors = [arrival.date - true[arrival.identity] for arrival in arrivals if arrival.identity in true]
+        verdict.misdated = sum(abs(error) > MISDATED_S for error in errors)
 
     def killed(at: float) -> float | None:
         """Return the kill that may have taken what was sent at this time, None if there is none.

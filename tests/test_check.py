@@ -65,7 +65,8 @@ def test_all_is_well(check: Check, envoy: SimulatedEnvoy, emoncms: StandInEmonCM
     answers.say("ok", "meters", "net-consumption, 3 phases, on")
     answers.say("ok", "meters", "what is posted (prod,cons,net) is measured")
     answers.say("ok", "reading", "production 147 W (ph-a 55, ph-b 50, ph-c 42)", "total-consumption 2192 W", "2045 W")
-    answers.say("ok", "inverters", "12 with 2", "newest report", "oldest 5 min ago")
+    watts = sum(unit["lastReportWatts"] for unit in envoy.inverters)
+    answers.say("ok", "inverters", f" 12 with {watts} W; newest report", "oldest 5 min ago")
     answers.say("ok", "EmonCMS", "EmonCMS 11.16.8")
     answers.say("ok", "key", "may write")
     answers.say("ok", "inputs", "1 in node Envoy-S,", "1 in node Envoy-S-inverters,")
@@ -194,22 +195,14 @@ def test_token_that_ends_soon(check: Check, gateway7: SimulatedEnvoy, user: str,
     answers.say("warn", "login", f"Nothing renews it: set ENPHASE_EMAIL and ENPHASE_PASSWORD{more}")
 
 
-def test_enphase(check: Check, gateway7: SimulatedEnvoy) -> None:
-    """A token that check fetches is ok, and not saved."""
-    with Enlighten() as enphase:
-        check(**{"ENVOY_HOST": gateway7.host} | enphase.settings()).say("ok", "login", "renewed in time")
-        assert not check.state.exists()
-
-
-def test_what_a_daemon_keeps_of_enphase(check: Check, gateway7: SimulatedEnvoy) -> None:
+def test_what_a_daemon_keeps_of_enphase(check: Check, gateway7: SimulatedEnvoy, enlighten: Enlighten) -> None:
     """Check uses what a daemon has saved, and asks Enphase no sooner than a daemon would."""
     check.state.mkdir(parents=True)
     kept = {"token": "", "login_at": time.time() - 60, "trouble": "the account is blocked"}
     (check.state / "token.json").write_text(json.dumps(kept))
-    with Enlighten() as enphase:
-        answers = check(**{"ENVOY_HOST": gateway7.host} | enphase.settings())
-        answers.say("FAIL", "login", "the account is blocked (Enphase was asked")
-        assert enphase.logins == []
+    answers = check(**{"ENVOY_HOST": gateway7.host} | enlighten.settings())
+    answers.say("FAIL", "login", "the account is blocked (Enphase was asked")
+    assert enlighten.logins == []
 
 
 WATCH = """
@@ -225,7 +218,9 @@ sys.addaudithook(watch)
 """
 
 
-def test_nothing_is_changed(daemon: StartDaemon, gateway7: SimulatedEnvoy, tmp_path: Path) -> None:
+def test_nothing_is_changed(
+    daemon: StartDaemon, gateway7: SimulatedEnvoy, enlighten: Enlighten, tmp_path: Path
+) -> None:
     """Check opens no file for writing, and names links, which the service's user may have made, but follows none."""
     state, target = tmp_path / "check" / "state", tmp_path / "shadow"
     state.mkdir(parents=True)
@@ -234,11 +229,11 @@ def test_nothing_is_changed(daemon: StartDaemon, gateway7: SimulatedEnvoy, tmp_p
     for name in ("token.json", "stream.sqlite"):
         (state / name).symlink_to(target)
     watched = altered(tmp_path / "watched", WATCH) | {"PYTHONDONTWRITEBYTECODE": "1"}
-    with Enlighten() as enphase:
-        settings = {"ENVOY_HOST": gateway7.host, "LOG_FILE": tmp_path / "log"} | enphase.settings()
-        process = daemon("check", watched, **settings)
-        process.wait(30)
-        assert enphase.logins == [200]  # the target's token was not read
+    settings = {"ENVOY_HOST": gateway7.host, "LOG_FILE": tmp_path / "log"} | enlighten.settings()
+    process = daemon("check", watched, **settings)
+    process.wait(30)
+    assert enlighten.logins == [200]  # the target's token was not read
+    process.wait_for_line("ok +login .*renewed in time")
     for name in ("token.json", "stream.sqlite"):
         process.wait_for_line(f"warn  backlog    {name} in .* is a symbolic link, which is not followed")
     assert not [line for line in process.lines if line.startswith("CHANGES")]

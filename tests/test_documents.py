@@ -115,16 +115,13 @@ def test_the_daemon_says_what_the_symptoms_table_quotes(
 
 @pytest.mark.parametrize(("words", "names"), [row[:2] for row in FIRMWARE])
 def test_the_firmware_table(
-    tmp_path: Path, emoncms: StandInEmonCMS, certificate: Certificate, words: str, names: str
+    tmp_path: Path, emoncms: StandInEmonCMS, enlighten: Enlighten, certificate: Certificate, words: str, names: str
 ) -> None:
     """The settings in a row are enough to read a gateway of that firmware."""
     old = {"below 7": True, "7 and later": False}[words.partition(",")[0]]
     firmware, tls = ("D5.0.62", None) if old else ("D7.0.88", certificate.context)
-    with (
-        SimulatedEnvoy(firmware, tls=tls, source=lambda: THREE_PHASE_EVENT, interval=0.05) as gateway,
-        Enlighten() as enphase,
-    ):
-        settings = enphase.settings() | {
+    with SimulatedEnvoy(firmware, tls=tls, source=lambda: THREE_PHASE_EVENT, interval=0.05) as gateway:
+        settings = enlighten.settings() | {
             "ENVOY_PASSWORD": gateway.password,
             "ENVOY_TOKEN": make_token(gateway.serial, time.time() + YEAR),
         }

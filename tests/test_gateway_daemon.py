@@ -34,6 +34,7 @@ def test_upgrade_overnight(
     daemon: StartDaemon,
     envoy: SimulatedEnvoy,
     emoncms: StandInEmonCMS,
+    enlighten: Enlighten,
     certificate: Certificate,
     tmp_path: Path,
     firmware: str,
@@ -44,23 +45,22 @@ def test_upgrade_overnight(
     """
     envoy.tls = certificate.context
     same = {"STATE_DIRECTORY": str(tmp_path / "state"), "WATCHDOG_USEC": "600000"}
-    with Enlighten() as enlighten:
-        stream = daemon("stream", same, **enlighten.settings())
-        inverters = daemon("inverters", same, INVERTERS_INTERVAL_S=1, **enlighten.settings())
+    stream = daemon("stream", same, **enlighten.settings())
+    inverters = daemon("inverters", same, INVERTERS_INTERVAL_S=1, **enlighten.settings())
+    reads_the_stream(envoy, emoncms)
+    emoncms.wait_for(lambda: len(emoncms.rows) == 13)
+    envoy.upgrade(firmware)
+    envoy.wait_for(lambda: envoy.open_streams == 0)
+    if firmware == "D8.3.6086":
         reads_the_stream(envoy, emoncms)
-        emoncms.wait_for(lambda: len(emoncms.rows) == 13)
-        envoy.upgrade(firmware)
-        envoy.wait_for(lambda: envoy.open_streams == 0)
-        if firmware == "D8.3.6086":
-            reads_the_stream(envoy, emoncms)
-        emoncms.wait_for(lambda: len(readings(emoncms)) == 2)
-        stream.wait_for_line(f"INFO gateway: https://{envoy.host}, firmware {firmware}")
-        inverters.wait_for_line("INFO gateway: back after")
-        expiry = time.strftime("%Y-%m-%d", time.gmtime(time.time() + enlighten.lifetime))
-        for process in (stream, inverters):
-            process.wait_for_notify(f"STATUS=.*; token until {expiry}")
-            assert not [line for line in process.lines if "ERROR" in line]
-        assert enlighten.logins == [200]
+    emoncms.wait_for(lambda: len(readings(emoncms)) == 2)
+    stream.wait_for_line(f"INFO gateway: https://{envoy.host}, firmware {firmware}")
+    inverters.wait_for_line("INFO gateway: back after")
+    expiry = time.strftime("%Y-%m-%d", time.gmtime(time.time() + enlighten.lifetime))
+    for process in (stream, inverters):
+        process.wait_for_notify(f"STATUS=.*; token until {expiry}")
+        assert not [line for line in process.lines if "ERROR" in line]
+    assert enlighten.logins == [200]
     before, after = readings(emoncms)
     assert after == before
 

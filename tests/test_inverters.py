@@ -15,7 +15,7 @@ from envoy2emon.demo.site import inverters
 from envoy2emon.gateway.client import INVERTERS, Lost, NotFound, Refused
 from envoy2emon.inverters import Inverters, Poller
 from tests.conftest import StartDaemon
-from tests.gateways import asked, client_at
+from tests.gateways import asked
 
 
 def posted(emoncms: StandInEmonCMS, start: int = 0) -> dict[str, tuple[int, dict[str, str]]]:
@@ -60,15 +60,6 @@ def test_only_news(daemon: StartDaemon, envoy: SimulatedEnvoy, emoncms: StandInE
     process.start()
     emoncms.wait_for(lambda: len(emoncms.rows) >= 26)
     assert posted(emoncms, 14) == expected(envoy.inverters)
-
-
-def test_user(envoy: SimulatedEnvoy) -> None:
-    """If only the installer may read inverters, the refusal says what to set, and that works."""
-    envoy.digest.envoy_reads_inverters = False
-    with pytest.raises(Refused, match=r"refuses user envoy .*ENVOY_INVERTERS_USER.*some firmware needs installer"):
-        client_at(envoy.host, inverters=True).text(INVERTERS)
-    installer = {"ENVOY_INVERTERS_USER": "installer", "ENVOY_INVERTERS_PASSWORD": envoy.password}
-    assert "serialNumber" in client_at(envoy.host, inverters=True, **installer).text(INVERTERS)
 
 
 GOOD = '[{"serialNumber":"1","lastReportDate":1700000000,"lastReportWatts":1,"maxReportWatts":2}]'

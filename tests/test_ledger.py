@@ -16,7 +16,7 @@ def arrive(numbers: Sequence[int], diary: Diary | None = None, dates: Sequence[i
     shown = list(dates or numbers)
     rows = [AppliedRow(date, "n", {"a": Decimal(number)}, 0.0) for number, date in zip(numbers, shown, strict=True)]
     arrivals = [Arrival(number, row.time, 300.0) for number, row in zip(numbers, rows, strict=True)]
-    return judge(TOLD, rows, arrivals, diary or Diary())
+    return judge(TOLD, rows, arrivals, diary or Diary(), epoch=-100.0)
 
 
 def test_all_once_in_order_is_well() -> None:
@@ -42,6 +42,14 @@ def test_repetition() -> None:
     assert arrive([*range(100), 98, 99]).back == 1
     assert arrive(range(100), dates=[*range(50), *range(49, 99)]).back == 0
     assert arrive(range(100), dates=[*range(50), *range(48, 98)]).back == 1
+
+
+def test_what_is_dated_wrongly() -> None:
+    """A date more than 2.3 s off is a misdated one, unless the event was sent while something was wrong."""
+    dates = [*range(50), *range(53, 103)]
+    assert arrive(range(100), dates=[*range(50), *range(52, 102)]).misdated == 0
+    assert arrive(range(100), dates=dates).misdated == 50
+    assert arrive(range(100), Diary(unwell=[(155.0, 300.0)]), dates).misdated == 5
 
 
 def test_a_kill_excuses_the_youngest_only() -> None:

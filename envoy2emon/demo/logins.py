@@ -22,13 +22,11 @@ _NO_SIGNATURE = "bm8gc2lnbmF0dXJl"
 class DigestLogin:
     """Digest authentication by RFC 2617 with MD5.
 
-    nonce_uses: how often a nonce may be used, None for no limit. envoy_reads_inverters: whether the user `envoy` may
-    read the inverters; on some firmware only `installer` may.
+    nonce_uses: how often a nonce may be used, None for no limit.
     """
 
     def __init__(self) -> None:
         self.nonce_uses: int | None = None
-        self.envoy_reads_inverters = True
         self._counts: dict[str, int] = {}
 
     def challenge(self) -> str:
@@ -54,7 +52,7 @@ class DigestLogin:
 
     def may_read(self, user: str, path: str) -> bool:
         """Return whether this user may read this path."""
-        return user == "installer" or (path != STREAM and (path != INVERTERS or self.envoy_reads_inverters))
+        return user == "installer" or path != STREAM
 
 
 class TokenLogin:
