@@ -1,9 +1,10 @@
 """What the stream daemon costs, compared with the forum scripts' loop: `python -m tests.benchmark [--json FILE]`.
 
-Both run in turn between the same simulated gateway and EmonCMS, which have a process of their own, and so do three bare
-threads on requests, the least that our design can cost (tests/bare.py). Each figure is the median of all rounds, each
-ratio the median of the rounds' ratios of ours to the loop's. A missed limit is printed but is no error, because the
-computer may have been busy with other things.
+Both run in turn between the same simulated gateway and EmonCMS, and so do three bare threads on requests, the least
+that our design can cost (tests/bare.py). Only their processes are measured, with all their threads: CPU time is that of
+/proc/PID/task/*/schedstat, wake-ups are voluntary context switches, memory is VmRSS. Each figure is the median of all
+rounds, each ratio the median of the rounds' ratios of ours to the loop's. A missed limit is printed but is no error,
+because the computer may have been busy with other things.
 """
 
 import argparse
@@ -13,14 +14,20 @@ import os
 import platform
 import re
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 
-from tests.daemons import PROJECT
-from tests.measured import Measured, daemon, other
-from tests.peers import Peers, PeersProcess
+from envoy2emon.demo.emoncms import PHP_DOWN
+from tests.daemons import PROJECT, Daemon
+from tests.peers import Peers
 
 RATE = 10.0  # events a second
 # D7.0.88 sends up to 45 at once (Matthew1471/Enphase-API). 45 in 15 ms are fewer than the daemon can take.
@@ -75,14 +82,59 @@ def kept(limit: str, ours: float | None, ratio: float | None) -> bool:
     return value is not None and (value <= float(bound) if comparison == "<=" else value >= float(bound))
 
 
+class Measured:
+    """A running process; started: when, monotonic s."""
+
+    def __init__(self, pid: int, started: float) -> None:
+        self.started = started
+        self._proc = Path(f"/proc/{pid}")
+
+    def cpu_ms(self) -> float:
+        """Return the CPU time of all threads so far, in ms."""
+        return sum(int(path.read_text().split()[0]) for path in self._proc.glob("task/*/schedstat")) / 1e6
+
+    def wakeups(self) -> float:
+        """Return how often its threads have waited so far."""
+        texts = [path.read_text() for path in self._proc.glob("task/*/status")]
+        return sum(int(re.findall(r"(?m)^voluntary_ctxt_switches:\s+(\d+)", text)[0]) for text in texts)
+
+    def rss_mib(self) -> float:
+        """Return the resident memory in MiB."""
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", (self._proc / "status").read_text())[0]) / 1024
+
+
+@contextmanager
+def _daemon(peers: Peers, **environment: str) -> Iterator[tuple[Measured, Daemon]]:
+    """Run the stream daemon between the peers."""
+    with tempfile.TemporaryDirectory() as directory:
+        one = Daemon("stream", Path(directory), peers.settings())
+        one.environment |= {"LOG_LEVEL": "ERROR"} | environment
+        started = time.monotonic()
+        with one:
+            yield Measured(one.process.pid, started), one
+
+
+@contextmanager
+def _other(module: str, peers: Peers) -> Iterator[Measured]:
+    """Run tests/reference.py or tests/bare.py between the peers."""
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(PROJECT)} | peers.settings()
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", module], env=environment)
+    try:
+        yield Measured(process.pid, started)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def _round(peers: Peers, process: Measured, size: Size) -> Figures:
     """Measure what can be measured of all three alike."""
     first_post = (peers.first_post() - process.started) * 1000
     peers.pace(RATE, 2)
     rss = process.rss_mib()
-    before = process.cpu_ms(), process.wakeups(), peers.connections()
+    before = process.cpu_ms(), process.wakeups(), peers.emoncms.connections
     latencies = [seconds * 1000 for seconds in peers.pace(RATE, size.paced)]
-    after = process.cpu_ms(), process.wakeups(), peers.connections()
+    after = process.cpu_ms(), process.wakeups(), peers.emoncms.connections
     cpu, wakeups, connections = ((late - early) / size.paced for early, late in zip(before, after, strict=True))
     idle = process.cpu_ms(), process.wakeups()
     threading.Event().wait(size.idle_s)
@@ -102,25 +154,25 @@ def _round(peers: Peers, process: Measured, size: Size) -> Figures:
 
 def _memory(peers: Peers, size: Size) -> Figures:
     """Measure memory over many events, and with a full backlog while EmonCMS is away."""
-    with daemon(peers, **OFTEN) as (process, one):
+    with _daemon(peers, **OFTEN) as (process, one):
         peers.first_post()
         peers.pace(RATE, 2)
         start = process.rss_mib()
         peers.burst(size.passed, AT_ONCE)
         passed = process.rss_mib()
-        peers.go_away()
+        peers.emoncms.fault = PHP_DOWN
         peers.flow(size.backlog, AT_ONCE, PAUSE_S)
         one.wait_for_notify(rf"\b{size.backlog} rows waiting", 60)
         full = process.rss_mib()
-    peers.come_back()
+    peers.emoncms.fault = None
     return {"rss_passed": passed - start, "rss_backlog": full - start}
 
 
 def _drain(peers: Peers, size: Size) -> Figures:
     """Measure how fast a backlog drains when EmonCMS is back."""
-    with daemon(peers, **OFTEN) as (_, one):
+    with _daemon(peers, **OFTEN) as (_, one):
         peers.first_post()
-        peers.go_away()
+        peers.emoncms.fault = PHP_DOWN
         peers.send(size.drained)
         one.wait_for_notify(rf"\b{size.drained} rows waiting", 60)
         return {"drain": peers.drain(size.drained)}
@@ -131,7 +183,7 @@ def _live(peers: Peers, size: Size) -> Figures:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     figures = {}
-    with daemon(peers, LIVE_LISTEN=f"127.0.0.1:{port}") as (process, _):
+    with _daemon(peers, LIVE_LISTEN=f"127.0.0.1:{port}") as (process, _):
         peers.first_post()
         for viewers in (0, VIEWERS):
             peers.watch(port, viewers)
@@ -147,16 +199,15 @@ def measure(size: Size) -> dict[str, dict[str, float | None]]:
     """Return for each figure of TABLE ours, the reference's and the bare threads' (or None), and the ratio."""
     compileall.compile_dir(PROJECT / "envoy2emon", quiet=2)  # as when installed; else the first start would do it
     rounds: list[tuple[Figures, Figures, Figures]] = []
-    with PeersProcess() as elsewhere:
-        peers = elsewhere.Peers()
-        for _ in range(size.rounds):
-            with daemon(peers) as (process, _):
-                ours = _round(peers, process, size)
-            with other("tests.bare", peers) as process:
-                bare = _round(peers, process, size)
-            with other("tests.reference", peers) as process:
-                rounds.append((ours, bare, _round(peers, process, size)))
-        alone = _drain(peers, size) | _memory(peers, size) | _live(peers, size)
+    peers = Peers()
+    for _ in range(size.rounds):
+        with _daemon(peers) as (process, _):
+            ours = _round(peers, process, size)
+        with _other("tests.bare", peers) as process:
+            bare = _round(peers, process, size)
+        with _other("tests.reference", peers) as process:
+            rounds.append((ours, bare, _round(peers, process, size)))
+    alone = _drain(peers, size) | _memory(peers, size) | _live(peers, size)
     figures: dict[str, dict[str, float | None]] = {
         name: {"ours": value, "bare": None, "reference": None, "ratio": None} for name, value in alone.items()
     }

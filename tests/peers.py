@@ -1,4 +1,4 @@
-"""The gateway and EmonCMS of a measured process, simulated in another process, so that their work is not measured.
+"""The gateway and EmonCMS of a measured process, simulated in this one, so that their work is not measured.
 
 Each event carries its number, so that its arrival can be recognised. Times are monotonic seconds, which all processes
 of a computer share.
@@ -9,11 +9,9 @@ import threading
 import time
 from bisect import bisect
 from contextlib import suppress
-from multiprocessing import get_context
-from multiprocessing.managers import BaseManager
 from typing import Literal
 
-from envoy2emon.demo.emoncms import PHP_DOWN, StandInEmonCMS
+from envoy2emon.demo.emoncms import StandInEmonCMS
 from envoy2emon.demo.gateway import SimulatedEnvoy
 from envoy2emon.demo.site import THREE_PHASE_EVENT
 
@@ -40,19 +38,15 @@ class Peers:
     """A simulated gateway and a stand-in for EmonCMS, whose stream and rows are counted."""
 
     def __init__(self) -> None:
-        self._envoy, self._emoncms = SimulatedEnvoy(), _EmonCMS()
+        self._envoy, self.emoncms = SimulatedEnvoy(), _EmonCMS()
         self._envoy.start()
-        self._emoncms.__enter__()
+        self.emoncms.__enter__()
         self._number = 0
 
     def settings(self) -> dict[str, str]:
         """Return settings for the two, as soon as no earlier process reads the stream."""
         self._envoy.wait_for(lambda: self._envoy.open_streams == 0)
-        return self._envoy.settings() | self._emoncms.settings()
-
-    def connections(self) -> int:
-        """Return how many connections EmonCMS has accepted."""
-        return self._emoncms.connections
+        return self._envoy.settings() | self.emoncms.settings()
 
     def first_post(self) -> float:
         """Send an event as soon as the stream is open, and return when its post came in."""
@@ -75,8 +69,8 @@ class Peers:
         """Send `count` events in batches of `at_once`, each after the previous one is applied; return the seconds."""
         start = time.monotonic()
         for left in range(count, 0, -at_once):
-            applied = self._emoncms.account.applied + self.send(min(left, at_once))
-            self._emoncms.wait_for(lambda due=applied: self._emoncms.account.applied >= due, LONGEST_S)  # type: ignore[misc]
+            applied = self.emoncms.account.applied + self.send(min(left, at_once))
+            self.emoncms.wait_for(lambda due=applied: self.emoncms.account.applied >= due, LONGEST_S)  # type: ignore[misc]
         return time.monotonic() - start
 
     def send(self, count: int) -> int:
@@ -92,21 +86,13 @@ class Peers:
             self.send(min(left, at_once))
             threading.Event().wait(pause)
 
-    def go_away(self) -> None:
-        """Let EmonCMS answer every post with 502."""
-        self._emoncms.fault = PHP_DOWN
-
-    def come_back(self) -> None:
-        """Let EmonCMS answer again."""
-        self._emoncms.fault = None
-
     def drain(self, count: int) -> float:
         """Let EmonCMS answer again; return the seconds between the first and the last of `count` rows."""
-        applied = self._emoncms.account.applied
-        self.come_back()
-        self._emoncms.wait_for(lambda: self._emoncms.account.applied > applied, LONGEST_S)
-        start = self._emoncms.read_at[-1]
-        self._emoncms.wait_for(lambda: self._emoncms.account.applied >= applied + count, LONGEST_S)
+        applied = self.emoncms.account.applied
+        self.emoncms.fault = None
+        self.emoncms.wait_for(lambda: self.emoncms.account.applied > applied, LONGEST_S)
+        start = self.emoncms.read_at[-1]
+        self.emoncms.wait_for(lambda: self.emoncms.account.applied >= applied + count, LONGEST_S)
         return time.monotonic() - start
 
     def watch(self, port: int, count: int) -> None:
@@ -126,19 +112,7 @@ class Peers:
     def _arrivals(self, count: int) -> list[float]:
         """Wait for the last `count` events sent, and return when the posts that held them came in."""
         numbers = range(self._number - count + 1, self._number + 1)
-        self._emoncms.wait_for(lambda: any(row.inputs.get(INPUT) == self._number for row in self._emoncms.rows[-1:]))
-        by_number = {int(row.inputs[INPUT]): row.arrived for row in self._emoncms.rows}
-        read_at = self._emoncms.read_at
+        self.emoncms.wait_for(lambda: any(row.inputs.get(INPUT) == self._number for row in self.emoncms.rows[-1:]))
+        by_number = {int(row.inputs[INPUT]): row.arrived for row in self.emoncms.rows}
+        read_at = self.emoncms.read_at
         return [read_at[bisect(read_at, by_number[number]) - 1] for number in numbers]
-
-
-class PeersProcess(BaseManager):
-    """Runs Peers in another process: `with PeersProcess() as process: peers = process.Peers()`."""
-
-    Peers: type[Peers]
-
-    def __init__(self) -> None:
-        super().__init__(ctx=get_context("spawn"))
-
-
-PeersProcess.register("Peers", Peers)
