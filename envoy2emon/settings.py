@@ -138,14 +138,14 @@ def _link(text: str) -> str:
 
 
 def _emoncms_url(text: str) -> str:
-    """Read EMONCMS_URL, which in the forum scripts ends with a page, /input/post?."""
-    base = re.split(r"[?#]|/(?:input|feed)(?![\w-])", text, maxsplit=1)[0].rstrip("/")
+    """Read EMONCMS_URL. In the forum scripts it ends with a page, /input/post?; in the browser it may, /app/view."""
+    base = re.split(r"[?#]|/(?:input|feed|\w+/(?:view|list|login))(?![\w-])", text, maxsplit=1)[0].rstrip("/")
     if base == text.rstrip("/") and _url(text):
         return _lower_scheme(text)
     expected = "http(s)://host/path as in the browser, without user, query and /input"
     if re.search("[?&]apikey=", text, re.IGNORECASE):
         expected += " (the key belongs in EMONCMS_APIKEY)"
-    base = base if "://" in base else f"http://{base}"
+    base = base if ":/" in base else f"http://{base}"
     raise NotValid(expected, base if _url(base) else "")
 
 
@@ -221,9 +221,9 @@ def find(option: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def display(path: Path, environ: Mapping[str, str]) -> Path:
-    """Return the path that the owner knows: a systemd credential is a copy of the installed file."""
+    """Return the path that the owner knows: a systemd credential is a copy of the installed file of that name."""
     credentials = environ.get("CREDENTIALS_DIRECTORY")
-    return INSTALLED_ENV_FILE if credentials and path.is_relative_to(credentials) else path
+    return INSTALLED_ENV_FILE.with_name(path.name) if credentials and path.is_relative_to(credentials) else path
 
 
 def load(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[Settings, list[str]]:

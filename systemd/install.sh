@@ -81,9 +81,11 @@ END
     [ -z "$new_units" ] || systemctl enable --quiet $new_units
 }
 
-say_stopped() { # which daemons are not running, and how to start them
+say_stopped() { # which daemons should run but do not, and how to start them
     stopped=
-    for name in $names; do systemctl is-active --quiet "$name" || stopped="$stopped $name"; done
+    for name in $names; do
+        if systemctl is-enabled --quiet "$name" && ! systemctl is-active --quiet "$name"; then stopped="$stopped $name"; fi
+    done
     [ -z "$stopped" ] || echo "Not running:$stopped. To start: sudo systemctl restart$stopped"
 }
 

@@ -187,7 +187,9 @@ def test_trouble_that_lasts(check: Check) -> None:
     reason = TROUBLE.removeprefix("gateway: ")
     systemd(check, {"StatusText": f"no reading yet; gateway failing for 2 min: {reason}"})
     answers = check()
-    answers.say("ok", "units", "gateway failing for 2 min: it is ...5678")
+    answers.say(
+        "warn", "units", "gateway failing for 2 min: it is ...5678", "at once: sudo systemctl restart envoy2emon"
+    )
     assert "last trouble" not in str(answers.lines)
     systemd(check, {"StatusText": f"gateway failing for 2 min: {reason}", "ActiveState": "failed"})
     check().say("FAIL", "units", "has failed", "last trouble, 2 min ago: gateway: it is ...5678")

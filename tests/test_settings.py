@@ -101,10 +101,11 @@ INVALID = [
     ("STREAM_TIMEOUT_S", ["0.5", "3601"], "expected seconds, a number from 1 to 3600"),
     ("INVERTERS_INTERVAL_S", ["0"], "expected seconds, a number from 1 to 3600"),
     ("EMONCMS_INTERVAL_S", ["3601"], "expected seconds, a number from 0 to 3600"),
-    ("EMONCMS_URL", ["http://emon pi/", "ftp://emon-pi"], URL),
+    ("EMONCMS_URL", ["http://emon pi/", "ftp://emon-pi", "http:/emon-pi"], f"{URL} (in "),
     (
         "EMONCMS_URL",
-        ["emon-pi/emoncms", "http://emon-pi/emoncms/input/post?"],  # the second is that of the forum scripts
+        # The second is that of the forum scripts, the third that of an app in the browser.
+        ["emon-pi/emoncms", "http://emon-pi/emoncms/input/post?", "http://emon-pi/emoncms/app/view"],
         f"{URL}: set EMONCMS_URL=http://emon-pi/emoncms ",
     ),
     ("EMONCMS_NODE", ["Envoy/S"], "expected letters, digits, space, '_', '-' and '.'"),
@@ -329,9 +330,9 @@ def test_a_file_that_everyone_can_read(env: Path, mode: int, *, warned: bool) ->
 def test_a_credential_has_its_owners_name(tmp_path: Path) -> None:
     """Problems and warnings name the installed file and not the systemd credential that holds its copy."""
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
-    problems = error(tmp_path / "env", "x\nENVOY_HOST=a b\nENVOY_USER=a\nENVOY_USER=b\n", environ).problems
+    problems = error(tmp_path / "second.env", "x\nENVOY_HOST=a b\nENVOY_USER=a\nENVOY_USER=b\n", environ).problems
     assert len(problems) == 3
-    assert all("/etc/envoy2emon/.env" in problem and str(tmp_path) not in problem for problem in problems)
+    assert all("/etc/envoy2emon/second.env" in problem and str(tmp_path) not in problem for problem in problems)
     assert settings.display(Path("/home/me/.env"), environ) == Path("/home/me/.env")
 
 

@@ -204,7 +204,10 @@ def test_two_gateways(machine: Machine, settings: dict[str, str], emoncms: Stand
         try:
             wait_for_nodes(emoncms, "Envoy-S", "Barn", "Barn-i")
             machine.run("test", "-e", "/var/lib/envoy2emon-second/stream.lock")
-            assert machine.journal("envoy2emon-second", "--identifier=envoy2emon-second")
+            write(machine, second | {"EMONCMS_APIKEY": ""}, SETTINGS.with_name("second.env"))
+            assert machine.enter("systemctl", "restart", "envoy2emon-second").returncode != 0
+            lines = machine.journal("envoy2emon-second", "--identifier=envoy2emon-second")
+            assert any("EMONCMS_APIKEY is not set: in /etc/envoy2emon/second.env" in line for line in lines)
         finally:
             machine.run("systemctl", "disable", "--now", "envoy2emon-second", "envoy2emon_inv-second")
 

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from urllib.parse import urljoin, urlsplit
 
 from envoy2emon import web
-from envoy2emon.check.verdict import Found, Verdict, fail, ok, sentences, warn
+from envoy2emon.check.verdict import LOCAL_NAMES, Found, Verdict, fail, ok, sentences, warn
 from envoy2emon.emoncms.client import EmonCMS, Unauthorized, Unavailable
 from envoy2emon.gateway.readings import PHASES
 from envoy2emon.outage import duration
@@ -103,7 +103,7 @@ def _cure(trouble: Unavailable, url: str, pin: str | None) -> str:
     """Return what to do about a trouble, "" if there is nothing to add to its own words."""
     cause, words = trouble.__cause__, str(trouble)
     if isinstance(cause, web.NoName):
-        avahi = "; names in .local need: sudo apt install avahi-daemon libnss-mdns" if ".local" in url else ""
+        avahi = f"; {LOCAL_NAMES}" if ".local" in url else ""
         return f"Use the address of its computer in EMONCMS_URL{avahi}"
     if isinstance(cause, web.Untrusted):
         return _certificate(url, pin)

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from urllib.parse import urlsplit
 
 from envoy2emon.check import readings
-from envoy2emon.check.verdict import Found, Verdict, fail, ok, sentences, warn
+from envoy2emon.check.verdict import LOCAL_NAMES, Found, Verdict, fail, ok, sentences, warn
 from envoy2emon.gateway.client import (
     ANSWER_S,
     CONNECT_S,
@@ -94,7 +94,7 @@ def _ways(host: str) -> Iterator[Verdict]:
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        avahi = "; names in .local need: sudo apt install avahi-daemon libnss-mdns" if name.endswith(".local") else ""
+        avahi = f"; {LOCAL_NAMES}" if name.endswith(".local") else ""
         cure = "set ENVOY_HOST to the gateway's address, which your router shows"
         yield fail("name", f"{name} cannot be resolved: {cure}{avahi}")
         return

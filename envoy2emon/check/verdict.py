@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from envoy2emon.words import clean
 
+LOCAL_NAMES = "names in .local need, if they are not yet there: sudo apt install avahi-daemon libnss-mdns"
 _HIDDEN = (
     (re.compile(r"(?<=//)\S*@"), "***@"),  # user and password in a URL
     (re.compile(r"(?i)(?<=apikey=)[\w-]+"), "***"),
