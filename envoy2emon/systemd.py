@@ -86,10 +86,9 @@ def _run_as_owner(owner: os.stat_result) -> None:
 class Daemon(Generic[T]):
     """A daemon's main thread, its worker threads, and the inbox in which they leave items for the main thread."""
 
-    def __init__(self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         # None means stop. An Event would not do: a signal handler may not set one, but SimpleQueue.put is reentrant.
         self.inbox: queue.SimpleQueue[T | None] = queue.SimpleQueue()
-        self._clock = clock
         self._last_turn: dict[str, tuple[float, float]] = {}
         self._died = False
         self._stuck: list[str] = []
@@ -109,7 +108,7 @@ class Daemon(Generic[T]):
         except ValueError:
             watchdog = 0.0
         self._tick = min(TICK_S, watchdog or TICK_S)
-        self._next_tick = clock()
+        self._next_tick = time.monotonic()
 
     def start(self, name: str, work: Callable[[Callable[[], None]], None], patience: float = 0.0) -> threading.Thread:
         """Start a worker thread. `work` must call its argument at least every TURN_WITHIN_S + patience seconds.
@@ -118,7 +117,7 @@ class Daemon(Generic[T]):
         """
 
         def alive() -> None:
-            self._last_turn[name] = (self._clock(), patience)
+            self._last_turn[name] = (time.monotonic(), patience)
 
         def run() -> None:
             try:
@@ -143,7 +142,7 @@ class Daemon(Generic[T]):
         while True:
             # Empty the inbox before idle(): if this thread is late, the rest of a burst may already be there.
             wanted = idle() if self.inbox.empty() else 0.0
-            now = self._clock()
+            now = time.monotonic()
             if now >= self._next_tick:
                 self._report(tick())
                 self._next_tick = now + self._tick
@@ -160,10 +159,10 @@ class Daemon(Generic[T]):
 
     def tick_now(self) -> None:
         """Make run() call tick() on its next turn, because STATUS= is out of date."""
-        self._next_tick = self._clock()
+        self._next_tick = time.monotonic()
 
     def _report(self, status: str) -> None:
-        now = self._clock()
+        now = time.monotonic()
         stuck = [name for name, (at, patience) in self._last_turn.items() if now - at > TURN_WITHIN_S + patience]
         if stuck and stuck != self._stuck:
             _log.error("the %s thread is stuck: systemd will restart the daemon", " and ".join(stuck))

@@ -10,6 +10,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from envoy2emon.gateway.readings import REPORT_NAMES
+
 Json = dict[str, Any]
 
 # The event in the forum post that began this project; real, three phases, a dull morning.
@@ -24,17 +26,6 @@ THREE_PHASE_EVENT = (
     '"ph-b":{"p":579.117,"q":-470.876,"s":836.026,"v":248.352,"i":3.366,"pf":0.69,"f":50.0},'
     '"ph-c":{"p":373.775,"q":-279.463,"s":518.086,"v":245.916,"i":2.107,"pf":0.72,"f":50.0}}}'
 )
-
-# The names of a phase's values in the stream, and in /ivp/meters/reports/.
-_NAMES = {
-    "p": "actPower",
-    "s": "apprntPwr",
-    "q": "reactPwr",
-    "v": "rmsVoltage",
-    "i": "rmsCurrent",
-    "pf": "pwrFactor",
-    "f": "freqHz",
-}
 
 
 def version(firmware: str) -> tuple[int, ...]:
@@ -79,7 +70,7 @@ def reports(event: str, created_at: int) -> list[Json]:
     made = []
     for section, phases in json.loads(event).items():
         used = [phase for phase in phases.values() if phase.get("v")]
-        lines = [{name: phase.get(key, 0.0) for key, name in _NAMES.items()} for phase in used]
+        lines = [{name: phase.get(key, 0.0) for key, name in REPORT_NAMES.items()} for phase in used]
         made.append({"createdAt": created_at, "reportType": section, "lines": lines})
     return made
 

@@ -158,9 +158,8 @@ class Gateway:
     def _logged_in(self) -> tuple[requests.Session, Info, bool]:
         """Log in if necessary; return the session, the gateway it is logged in to, and whether the session is new."""
         info = self.info if self._info_is_current and self.info else self.identify()
-        known = self._logged_in_to
-        if self._session and known and known.login_key == info.login_key and not self._renewed(info):
-            return self._session, known, False
+        if self._session and self._logged_in_to == info and not self._renewed(info):
+            return self._session, info, False
         if self._session:
             self._session.close()
         self._session = self._token = None
@@ -268,7 +267,7 @@ class Gateway:
             _log.warning(
                 "gateway: %s is now a different gateway, %s instead of %s. %s", info.url, info.serial, before, cure
             )
-        if not self.info or info.login_key != self.info.login_key:
+        if info != self.info:
             _log.info("gateway: %s, firmware %s, serial number ending in %s", info.url, info.firmware, info.serial[-4:])
         return info
 

@@ -5,7 +5,7 @@ Nothing in it is trusted, because anything may answer at ENVOY_HOST.
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
@@ -14,7 +14,7 @@ from envoy2emon.words import clean
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What /info says.
+    """What /info says; two that are equal have the same login.
 
     url: without a path. firmware: such as D7.6.175. metered: whether it says that the gateway has meters. ahead: the
     seconds by which the gateway's clock is ahead of this computer's; None if /info gives no time.
@@ -25,12 +25,7 @@ class Info:
     firmware: str
     needs_token: bool
     metered: bool
-    ahead: float | None
-
-    @property
-    def login_key(self) -> tuple[str, str, str, bool]:
-        """Return what a login is valid for: another gateway or firmware needs another login."""
-        return self.url, self.serial, self.firmware, self.needs_token
+    ahead: float | None = field(compare=False)
 
 
 def urls(host: str) -> list[str]:
