@@ -119,6 +119,7 @@ class Backlog:
                 if self._blocks and self._blocks[0].dated:
                     oldest = self._blocks.popleft()
                     joined = Block([*rows, *oldest.rows()], oldest.since, oldest.number)
+                    joined.saved = oldest.saved
                 else:
                     joined = Block(rows, self._clock(), self._next_number())
                 self._blocks.appendleft(joined)
