@@ -138,14 +138,14 @@ def _link(text: str) -> str:
 
 
 def _emoncms_url(text: str) -> str:
-    """Read EMONCMS_URL. In the forum scripts it ends with a page, /input/post?; in the browser it may, /app/view."""
+    """Read EMONCMS_URL. It may not end with a page: /input/post? in the forum scripts, /app/view in a browser."""
     base = re.split(r"[?#]|/(?:input|feed|\w+/(?:view|list|login))(?![\w-])", text, maxsplit=1)[0].rstrip("/")
     if base == text.rstrip("/") and _url(text):
         return _lower_scheme(text)
     expected = "http(s)://host/path as in the browser, without user, query and /input"
     if re.search("[?&]apikey=", text, re.IGNORECASE):
         expected += " (the key belongs in EMONCMS_APIKEY)"
-    base = base if ":/" in base else f"http://{base}"
+    base = base if ":/" in base else f"http://{base}"  # nothing is put in front of http:/emonpi
     raise NotValid(expected, base if _url(base) else "")
 
 

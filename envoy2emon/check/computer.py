@@ -151,7 +151,7 @@ def _unit(unit: Mapping[str, str], name: str, trouble: str) -> Verdict:
         return warn("units", f"{text}. It will not start with the computer: sudo systemctl enable {name}")
     if _changed_since(unit["ActiveEnterTimestamp"]):
         return warn("units", f"{text}. The settings have changed since it started: sudo systemctl restart {name}")
-    if " failing for " in unit["StatusText"]:
+    if " failing for " in unit["StatusText"]:  # Outage.status()
         return warn("units", f"{text}. It tries again by itself; to try at once: sudo systemctl restart {name}")
     return ok("units", text)
 

@@ -144,6 +144,10 @@ class SimulatedEnvoy:
             change()
             self._changed.notify_all()
 
+    def count_connection(self) -> None:
+        """Count a connection; to be called by note()."""
+        self.connections += 1
+
     def wait_for(self, predicate: Callable[[], bool], timeout: float = 10.0) -> None:
         """Return as soon as the predicate, checked at every change, holds. Raises TimeoutError after `timeout` s."""
         with self._changed:

@@ -54,7 +54,7 @@ class Port(ThreadingTCPServer):
     def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in socketserver
         """Serve a connection, or close it if a gateway of this firmware serves only the other kind (TLS or plain)."""
         gateway = self.gateway
-        gateway.note(lambda: setattr(gateway, "connections", gateway.connections + 1))
+        gateway.note(gateway.count_connection)
         request.settimeout(10)  # for the handshake
         encrypted = request.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE
         tls = gateway.tls if encrypted and gateway.token_based else None
